@@ -1,0 +1,63 @@
+/* For authors of a backend: what to provide, and the helpers all of them share.
+ *
+ * A backend is one file, client/NAME.c, that ends in a `const struct backend_ops NAME_backend`, and its name in two
+ * lists: the sources in client/meson.build and the table in client/backend.c. */
+#pragma once
+
+#include "client/backend.h"
+
+struct backend_ops {
+	const char *name;
+	const struct backend_option *options; /* ends with { NULL } */
+	/* As backend_open(); ret's first member is a struct backend, filled by backend.c afterwards. */
+	int (*open)(const struct backend_config *config, struct buf *why, struct backend **ret);
+	void (*close)(struct backend *b);
+	/* An op that is missing answers -EOPNOTSUPP (recall: -EAGAIN, forget: nothing). */
+	int (*check)(struct backend *b, struct call *call);
+	int (*describe)(struct backend *b, struct call *call, struct buf *ret);
+	int (*list_sessions)(struct backend *b, struct call *call, struct session_list *ret);
+	int (*get_session)(struct backend *b, struct call *call, const char *session_id, struct session *ret);
+	int (*list_templates)(struct backend *b, struct call *call, struct template_list *ret);
+	int (*create_session)(struct backend *b, struct call *call, const char *template_id, const char *name,
+			      struct session *ret);
+	int (*find_session_id)(struct backend *b, const char *text, char **ret);
+	int (*list_documents)(struct backend *b, struct call *call, const char *session_id, struct listing *known,
+			      struct listing **ret);
+	int (*recall_documents)(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret);
+	void (*forget)(struct backend *b, const char *session_id);
+	int (*fetch_document)(struct backend *b, struct call *call, const char *session_id, const char *document_id,
+			      int fd);
+	int (*attach)(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,
+		      const char *const *document_ids, int count, struct listing **ret);
+	int (*detach)(struct backend *b, struct call *call, const char *session_id, const char *document_id);
+	int (*run)(struct backend *b, struct call *call, const char *session_id);
+	int (*upload_sign)(struct backend *b, struct call *call, struct upload *u);
+	int (*upload_store)(struct backend *b, struct call *call, struct upload *u);
+	int (*upload_attach)(struct backend *b, struct call *call, struct upload *const *us, int count);
+	int (*upload_find)(struct backend *b, struct call *call, struct upload *u, const char *const *not_ids,
+			   int not_count);
+};
+
+struct backend {
+	const struct backend_ops *ops;
+	struct backend_caps caps; /* set by open; constant afterwards */
+};
+
+/* Building a listing. Not safe for two threads at a time. */
+struct listing_builder;
+/* scratch_dir: where the unlinked file for the JSON records goes; NULL keeps none. */
+struct listing_builder *listing_builder_new(const char *scratch_dir);
+/* Copies the document; a second one with the same id replaces the first in place. json (may be NULL) is its record.
+ * doc->sha256 of another shape than 64 hex digits is dropped. */
+int listing_builder_add(struct listing_builder *b, const struct document *doc, const char *json);
+int listing_builder_count(const struct listing_builder *b);
+/* Ends the builder, also on failure. asked_ms and as_of_wall_ms as listing_asked_ms() and ..._as_of_wall_ms(). */
+int listing_builder_finish(struct listing_builder *b, int64_t asked_ms, int64_t as_of_wall_ms, struct listing **ret);
+void listing_builder_free(struct listing_builder *b);
+void listing_builder_release(struct listing_builder **b); /* for CLEANUP */
+
+/* The same documents and serial, said again by the service at a later time. */
+int listing_renew(struct listing *l, int64_t asked_ms, int64_t as_of_wall_ms, struct listing **ret);
+
+/* "application/pdf" for "x.PDF"; "application/octet-stream" for the unknown. From one table in backend.c. */
+const char *mime_by_name(const char *name);

@@ -1,0 +1,113 @@
+/* A set of pointers, found by key; see index.h.
+ *
+ * Removing moves later items of the same run back instead of leaving marks, so a set that changes for weeks stays as
+ * quick as a new one. */
+#include "client/base/index.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+enum { ROOM_FIRST = 16 }; /* room is a power of two */
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdu;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53u;
+	return x ^ (x >> 33);
+}
+
+uint64_t index_hash_text(const char *text)
+{
+	uint64_t h = 0xcbf29ce484222325u;
+
+	for (; *text; text++)
+		h = (h ^ (unsigned char)*text) * 0x100000001b3u;
+	return mix(h); /* linear probing wants all bits stirred */
+}
+
+uint64_t index_hash_number(uint64_t n)
+{
+	return mix(n + 0x9e3779b97f4a7c15u);
+}
+
+static void place(void **slots, size_t room, uint64_t hash, void *item)
+{
+	size_t at = hash & (room - 1);
+
+	while (slots[at])
+		at = (at + 1) & (room - 1);
+	slots[at] = item;
+}
+
+int index_put(struct index *ix, void *item)
+{
+	if (ix->used + 1 > ix->room / 4 * 3) {
+		size_t room = ix->room ? ix->room * 2 : ROOM_FIRST;
+		void **slots = calloc(room, sizeof(*slots));
+		if (!slots)
+			return -ENOMEM;
+		for (size_t i = 0; i < ix->room; i++) {
+			if (ix->slots[i])
+				place(slots, room, ix->hash(ix->slots[i]), ix->slots[i]);
+		}
+		free(ix->slots);
+		ix->slots = slots;
+		ix->room = room;
+	}
+	place(ix->slots, ix->room, ix->hash(item), item);
+	ix->used++;
+	return 0;
+}
+
+void *index_find(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key),
+		 const void *key)
+{
+	if (!ix->used)
+		return NULL;
+	for (size_t at = hash & (ix->room - 1); ix->slots[at]; at = (at + 1) & (ix->room - 1)) {
+		if (is_it(ix->slots[at], key))
+			return ix->slots[at];
+	}
+	return NULL;
+}
+
+void index_remove(struct index *ix, const void *item)
+{
+	if (!ix->used)
+		return;
+	size_t mask = ix->room - 1;
+	size_t hole = ix->hash(item) & mask;
+	while (ix->slots[hole] && ix->slots[hole] != item)
+		hole = (hole + 1) & mask;
+	if (!ix->slots[hole])
+		return;
+	ix->slots[hole] = NULL;
+	ix->used--;
+	for (size_t at = (hole + 1) & mask; ix->slots[at]; at = (at + 1) & mask) {
+		size_t home = ix->hash(ix->slots[at]) & mask;
+		/* It may move when the hole lies on the way from its home to where it is. */
+		if (((at - home) & mask) >= ((at - hole) & mask)) {
+			ix->slots[hole] = ix->slots[at];
+			ix->slots[at] = NULL;
+			hole = at;
+		}
+	}
+}
+
+void *index_next(const struct index *ix, size_t *at)
+{
+	while (*at < ix->room) {
+		void *item = ix->slots[(*at)++];
+		if (item)
+			return item;
+	}
+	return NULL;
+}
+
+void index_release(struct index *ix)
+{
+	free(ix->slots);
+	*ix = INDEX(ix->hash);
+}

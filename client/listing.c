@@ -1,4 +1,4 @@
-/* What a listing is made of, and the small structs that go with it.
+/* What a listing is made of.
  *
  * A folder may hold 100,000 documents, and the listing is what stays in memory of each. So a document is one packed
  * record in an arena: varying numbers, the hash as bytes, its texts. What repeats (status, type, workspace, ...) stands
@@ -985,77 +985,4 @@ void listing_builder_release(struct listing_builder **b)
 {
 	listing_builder_free(*b);
 	*b = NULL;
-}
-
-/* ---- sessions, templates, credentials ----------------------------------------------------------------------- */
-
-void session_release(struct session *s)
-{
-	free(s->id);
-	free(s->name);
-	free(s->qualifier);
-	free(s->template_id);
-	free(s->workspace_id);
-	free(s->status);
-	free(s->formats);
-	*s = (struct session){ 0 };
-}
-
-static bool copy_text(const char *from, char **ret)
-{
-	*ret = from ? strdup(from) : NULL;
-	return !from || *ret;
-}
-
-int session_copy(const struct session *s, struct session *ret)
-{
-	CLEANUP(session_release)
-	struct session copy = { .created_ms = s->created_ms, .updated_ms = s->updated_ms, .is_closed = s->is_closed };
-
-	if (!copy_text(s->id, &copy.id) || !copy_text(s->name, &copy.name) || !copy_text(s->qualifier, &copy.qualifier) ||
-	    !copy_text(s->template_id, &copy.template_id) || !copy_text(s->workspace_id, &copy.workspace_id) ||
-	    !copy_text(s->status, &copy.status) || !copy_text(s->formats, &copy.formats))
-		return -ENOMEM;
-	*ret = copy;
-	copy = (struct session){ 0 };
-	return 0;
-}
-
-void session_list_release(struct session_list *l)
-{
-	for (int i = 0; i < l->count; i++)
-		session_release(&l->items[i]);
-	free(l->items);
-	*l = (struct session_list){ 0 };
-}
-
-void template_list_release(struct template_list *l)
-{
-	for (int i = 0; i < l->count; i++) {
-		free(l->items[i].id);
-		free(l->items[i].name);
-		free(l->items[i].workspace_id);
-		free(l->items[i].workspace_name);
-	}
-	free(l->items);
-	*l = (struct template_list){ 0 };
-}
-
-void credentials_release(struct credentials *c)
-{
-	secret_free(c->token);
-	secret_free(c->password);
-	free(c->user);
-	*c = (struct credentials){ 0 };
-}
-
-const char *document_state_word(enum document_state s)
-{
-	static const char *const words[] = { [STATE_LOCAL] = "local",	      [STATE_QUEUED] = "queued",
-					     [STATE_UPLOADING] = "uploading", [STATE_WAITING] = "waiting",
-					     [STATE_STORED] = "stored",	      [STATE_PROCESSING] = "processing",
-					     [STATE_READY] = "ready",	      [STATE_FAILED] = "failed" };
-
-	assert(s >= STATE_LOCAL && s <= STATE_FAILED);
-	return words[s];
 }

@@ -31,7 +31,14 @@ const char *state_dir(const struct state *s);
 uint64_t state_next_ino(struct state *s);
 
 /* Where a session folder comes from. */
-enum session_origin { ORIGIN_CONFIGURED, ORIGIN_ADDED, ORIGIN_CREATED, ORIGIN_DISCOVERED, ORIGIN_LISTED };
+enum session_origin {
+	ORIGIN_CONFIGURED,
+	ORIGIN_ADDED,
+	ORIGIN_CREATED,
+	ORIGIN_DISCOVERED,
+	ORIGIN_LISTED,
+	ORIGIN_LOOKED_UP, /* by its id: reachable, not listed */
+};
 
 struct known_session {
 	char *id;
@@ -65,7 +72,7 @@ struct known_entry {
 	bool was_there_before;    /* the document was in the session before this mount's upload began */
 	bool is_gone;             /* no longer shown, the name stays the document's */
 };
-/* `each` is called with borrowed texts, in the order of ino. */
+/* `each` is called with borrowed texts, in the order of ino; it must not call state_*(). */
 int state_load_entries(struct state *s, const char *session_id, void (*each)(void *arg, const struct known_entry *e),
 		       void *arg);
 /* Inserts or replaces by ino, all in one transaction; a (session, name) that another ino had is taken over. */

@@ -23,6 +23,7 @@ struct http_options {
 	const char *base_url;       /* https, or http to this very machine; no trailing slash needed */
 	const char *cafile, *proxy; /* or NULL; copied */
 	struct limit *limit;        /* borrowed; NULL: none */
+	int64_t stall_ms;           /* no byte for so long ends a request; 0: 60 s */
 	/* The token as it is now. `anew`: the one we have was refused. Called by one thread at a time, from inside a
 	 * request; it may send requests of its own that are anonymous. */
 	int (*read_token)(void *arg, struct call *call, bool anew, struct secret **ret);
@@ -97,6 +98,7 @@ struct http_attempt {
 	int status;
 	enum http_target target;
 	bool is_get;
+	bool is_anonymous;
 	bool is_put;   /* to storage: repeating puts the same bytes in the same place */
 	bool was_sent; /* at least a part of the request left us */
 	bool was_cancelled;
@@ -106,6 +108,7 @@ struct http_attempt {
 	int attempts;           /* this one included */
 	bool token_was_renewed; /* since the first attempt */
 	int64_t time_left_ms;   /* until the deadline; INT64_MAX none */
+	int64_t retry_after_ms; /* -1: not said */
 };
 
 enum http_next { HTTP_DONE, HTTP_AGAIN, HTTP_RENEW_TOKEN, HTTP_WAIT_FOR_PLACE, HTTP_GIVE_UP };

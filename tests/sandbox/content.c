@@ -21,12 +21,12 @@ struct content_reader {
 void content_release(struct content *c)
 {
 	free(c->path);
-	*c = (struct content){0};
+	*c = (struct content){ 0 };
 }
 
 struct content content_generated(uint64_t seed, uint64_t index, int64_t size_bytes)
 {
-	return (struct content){.seed = seed, .index = index, .size_bytes = size_bytes};
+	return (struct content){ .seed = seed, .index = index, .size_bytes = size_bytes };
 }
 
 void bytes_to_hex(const unsigned char *bytes, size_t count, char *ret_hex)
@@ -51,7 +51,7 @@ static void make_frame(struct content_reader *r)
 	char text[160];
 	int text_bytes = snprintf(text, sizeof text, "BT /F1 24 Tf 72 720 Td (Document %llu of series %llu) Tj ET",
 				  (unsigned long long)r->made.index, (unsigned long long)r->made.seed);
-	int at[6] = {0};
+	int at[6] = { 0 };
 	int n = snprintf(r->head, sizeof r->head, "%%PDF-1.4\n");
 
 #define OBJECT(number, ...)                                                                                            \
@@ -72,11 +72,12 @@ static void make_frame(struct content_reader *r)
 	r->tail_bytes = 0;
 	for (int i = 0; i < 3; i++) {
 		int64_t start = r->made.size_bytes - r->tail_bytes + 1;
-		r->tail_bytes = snprintf(r->tail, sizeof r->tail,
-					 "\nxref\n0 6\n0000000000 65535 f \n%010d 00000 n \n%010d 00000 n \n%010d 00000 n \n"
-					 "%010d 00000 n \n%010d 00000 n \ntrailer\n<< /Size 6 /Root 1 0 R >>\n"
-					 "startxref\n%lld\n%%%%EOF\n",
-					 at[1], at[2], at[3], at[4], at[5], (long long)start);
+		r->tail_bytes =
+			snprintf(r->tail, sizeof r->tail,
+				 "\nxref\n0 6\n0000000000 65535 f \n%010d 00000 n \n%010d 00000 n \n%010d 00000 n \n"
+				 "%010d 00000 n \n%010d 00000 n \ntrailer\n<< /Size 6 /Root 1 0 R >>\n"
+				 "startxref\n%lld\n%%%%EOF\n",
+				 at[1], at[2], at[3], at[4], at[5], (long long)start);
 	}
 	if (r->made.size_bytes < r->head_bytes + r->tail_bytes) {
 		r->tail_bytes = 0;
@@ -108,7 +109,7 @@ int content_open(const struct content *c, struct content_reader **ret)
 	if (r == NULL)
 		return -ENOMEM;
 	r->fd = -1;
-	r->made = (struct content){.seed = c->seed, .index = c->index, .size_bytes = c->size_bytes};
+	r->made = (struct content){ .seed = c->seed, .index = c->index, .size_bytes = c->size_bytes };
 	if (c->path == NULL) {
 		make_frame(r);
 	} else {

@@ -10,7 +10,7 @@
  * A generated content is a valid one-page PDF when size_bytes has room for one, and else a prefix of one.
  * Equal seed, index and size always give equal bytes, in every run. */
 struct content {
-	char *path;         /* owned; NULL: generated */
+	char *path; /* owned; NULL: generated */
 	uint64_t seed, index;
 	int64_t size_bytes;
 };

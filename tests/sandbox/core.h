@@ -62,25 +62,26 @@ struct answer {
 /* One request, from its headers to the end of its answer. */
 struct request {
 	struct sandbox *sandbox;
-	void *state;            /* the service's */
+	void *state; /* the service's */
 	const char *method;
-	char *path;             /* percent-decoded, without query */
-	char *raw_path;         /* as it came, without query */
-	char *raw_query;        /* "" if none */
-	const char *route;      /* what route() said */
-	const char *base_url;   /* of the origin asked */
-	char *body;             /* NUL behind it; NULL for origins that take the body themselves */
+	char *path;           /* percent-decoded, without query */
+	char *raw_path;       /* as it came, without query */
+	char *raw_query;      /* "" if none */
+	const char *route;    /* what route() said */
+	const char *base_url; /* of the origin asked */
+	char *body;           /* NUL behind it; NULL for origins that take the body themselves */
 	size_t body_bytes;
-	int64_t length_bytes;   /* Content-Length; -1: absent or unreadable */
+	int64_t length_bytes; /* Content-Length; -1: absent or unreadable */
 	struct answer answer;
-	void *own;              /* the service's, released in release() */
-	char client[64];        /* address */
+	void *own;       /* the service's, released in release() */
+	char client[64]; /* address */
 };
 
 /* Borrowed until the request ends; NULL if absent. */
 const char *request_header(const struct request *q, const char *name);
 int request_header_count(const struct request *q, const char *name);
-void request_each_header(const struct request *q, void (*visit)(void *cls, const char *name, const char *value), void *cls);
+void request_each_header(const struct request *q, void (*visit)(void *cls, const char *name, const char *value),
+			 void *cls);
 /* Decoded; the caller frees it. NULL if absent. */
 char *request_query(const struct request *q, const char *name);
 
@@ -120,7 +121,8 @@ int64_t switch_number(struct sandbox *s, const char *name, int64_t otherwise);
 struct control_op {
 	const char *method, *path;
 	const char *fields; /* " a b c ": the fields it takes; others are refused */
-	/* in is an object, never NULL (a GET's query comes as texts). *ret may be set, or stays NULL for {}. Returns 200, 400, 404. */
+	/* in is an object, never NULL (a GET's query comes as texts). *ret may be set, or stays NULL for {}. Returns
+	 * 200, 400, 404. */
 	int (*run)(void *state, const cJSON *in, cJSON **ret);
 };
 
@@ -138,7 +140,7 @@ struct service {
 	void (*reset)(void *state);
 	cJSON *(*save)(void *state);
 	void (*load)(void *state, const cJSON *saved);
-	cJSON *(*describe)(void *state, const cJSON *in);            /* its part of GET /state */
+	cJSON *(*describe)(void *state, const cJSON *in);                       /* its part of GET /state */
 	const struct content *(*content)(void *state, const char *document_id); /* NULL: none */
 };
 
@@ -146,9 +148,9 @@ struct service {
 int control_refuse(cJSON **ret, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 int64_t sandbox_now_ms(struct sandbox *s);
-void sandbox_changed(struct sandbox *s); /* what is saved has changed */
+void sandbox_changed(struct sandbox *s);    /* what is saved has changed */
 const char *sandbox_dir(struct sandbox *s); /* for files of the service's own; temporary without state_dir */
-const unsigned char *sandbox_secret(struct sandbox *s); /* 32 bytes, lasting as the state does */
+const unsigned char *sandbox_secret(struct sandbox *s);     /* 32 bytes, lasting as the state does */
 bool sandbox_chance(struct sandbox *s, double probability); /* seeded */
 uint64_t sandbox_random(struct sandbox *s);
 

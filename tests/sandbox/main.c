@@ -58,13 +58,20 @@ static int parse_number(const char *option, const char *text, long max, long *re
 static int parse_options(int argc, char **argv, struct wishes *w)
 {
 	static const struct option known[] = {
-		{ "port", required_argument, NULL, 'p' },	  { "storage-port", required_argument, NULL, 's' },
-		{ "control-port", required_argument, NULL, 'c' }, { "state", required_argument, NULL, 'd' },
-		{ "tls", no_argument, NULL, 't' },		  { "cert", required_argument, NULL, 'C' },
-		{ "key", required_argument, NULL, 'K' },	  { "make-cert", required_argument, NULL, 'm' },
-		{ "seed-demo", no_argument, NULL, 'D' },	  { "latency", required_argument, NULL, 'l' },
-		{ "rate", required_argument, NULL, 'r' },	  { "token-file", required_argument, NULL, 'T' },
-		{ "ports-file", required_argument, NULL, 'P' },	  { "help", no_argument, NULL, 'h' },
+		{ "port", required_argument, NULL, 'p' },
+		{ "storage-port", required_argument, NULL, 's' },
+		{ "control-port", required_argument, NULL, 'c' },
+		{ "state", required_argument, NULL, 'd' },
+		{ "tls", no_argument, NULL, 't' },
+		{ "cert", required_argument, NULL, 'C' },
+		{ "key", required_argument, NULL, 'K' },
+		{ "make-cert", required_argument, NULL, 'm' },
+		{ "seed-demo", no_argument, NULL, 'D' },
+		{ "latency", required_argument, NULL, 'l' },
+		{ "rate", required_argument, NULL, 'r' },
+		{ "token-file", required_argument, NULL, 'T' },
+		{ "ports-file", required_argument, NULL, 'P' },
+		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	struct sandbox_options *o = &w->options;

@@ -20,7 +20,7 @@
 
 struct token {
 	char *text, *user;
-	cJSON *abilities; /* NULL: all */
+	cJSON *abilities;                 /* NULL: all */
 	int64_t workspace_id, expires_ms; /* 0: any, never */
 	bool is_revoked;
 	UT_hash_handle hh;
@@ -33,7 +33,8 @@ struct workspace {
 	UT_hash_handle hh;
 };
 
-struct template {
+struct template
+{
 	char *id, *name;
 	int64_t workspace_id, created_ms;
 	UT_hash_handle hh;
@@ -95,7 +96,8 @@ static const struct switch_def switches[] = {
 	{ "strict.accept", "off", "on|off", "without Accept: application/json an HTML error" },
 	{ "strict.fields", "on", "on|off", "refuse body fields the documentation does not list" },
 	{ "sign.status", "200", "200|201", "of POST /vapor/signed-storage-url" },
-	{ "sign.headers", "string", "string|list|empty", "how headers to send are told; empty: none but Host is signed" },
+	{ "sign.headers", "string", "string|list|empty",
+	  "how headers to send are told; empty: none but Host is signed" },
 	{ "sign.acl", "off", "on|off", "x-amz-acl is signed" },
 	{ "sign.content_type", "optional", "optional|required", "in the request" },
 	{ "sign.key", "uuid", "uuid|name", "key without or with a file name at its end" },
@@ -105,9 +107,9 @@ static const struct switch_def switches[] = {
 	{ "storage.range", "on", "on|off", "Range is honoured" },
 	{ "storage.redirect", "off", "on|off", "a download link redirects first" },
 	{ "upload.status", "200", "200|201", "of documents/upload" },
-	{ "upload.names", "document", "document|key|uuid|none|same|original",
-	  "filename by session upload: document-<8 hex>.<ext>, the key's last part, uuid.<ext>, empty, document.<ext>, or "
-	  "uploaded.pdf whatever the type" },
+	{ "upload.names", "document", "document|key|uuid|none|same",
+	  "filename by session upload: document-<8 hex>.<ext>, the key's last part, uuid.<ext>, empty, or "
+	  "document.<ext> for all" },
 	{ "upload.partial", "off", "on|off", "good keys of a call with bad ones are taken, then 422" },
 	{ "upload.order", "keys", "keys|reverse", "of data in the answer" },
 	{ "upload.reuse_key", "off", "on|off", "a key works more than once" },
@@ -227,8 +229,7 @@ static void result_free(struct result *x)
 static void forget_all(struct raydocs *r)
 {
 	struct token *t, *next_token;
-	HASH_ITER(hh, r->tokens, t, next_token)
-	{
+	HASH_ITER (hh, r->tokens, t, next_token) {
 		HASH_DEL(r->tokens, t);
 		free(t->text);
 		free(t->user);
@@ -236,8 +237,7 @@ static void forget_all(struct raydocs *r)
 		free(t);
 	}
 	struct workspace *w, *next_workspace;
-	HASH_ITER(hh, r->workspaces, w, next_workspace)
-	{
+	HASH_ITER (hh, r->workspaces, w, next_workspace) {
 		HASH_DEL(r->workspaces, w);
 		free(w->name);
 		free(w->icon);
@@ -245,29 +245,25 @@ static void forget_all(struct raydocs *r)
 		free(w);
 	}
 	struct template *p, *next_template;
-	HASH_ITER(hh, r->templates, p, next_template)
-	{
+	HASH_ITER (hh, r->templates, p, next_template) {
 		HASH_DEL(r->templates, p);
 		free(p->id);
 		free(p->name);
 		free(p);
 	}
 	struct session *s, *next_session;
-	HASH_ITER(hh, r->sessions, s, next_session)
-	{
+	HASH_ITER (hh, r->sessions, s, next_session) {
 		HASH_DEL(r->sessions, s);
 		session_free(s);
 	}
 	HASH_CLEAR(by_hash, r->by_hash);
 	struct document *d, *next_document;
-	HASH_ITER(hh, r->documents, d, next_document)
-	{
+	HASH_ITER (hh, r->documents, d, next_document) {
 		HASH_DEL(r->documents, d);
 		document_free(d);
 	}
 	struct result *x, *next_result;
-	HASH_ITER(hh, r->results, x, next_result)
-	{
+	HASH_ITER (hh, r->results, x, next_result) {
 		HASH_DEL(r->results, x);
 		result_free(x);
 	}
@@ -401,8 +397,7 @@ static void document_delete(struct raydocs *r, struct document *d)
 static void session_delete(struct raydocs *r, struct session *s)
 {
 	struct result *x, *next;
-	HASH_ITER(hh, r->results, x, next)
-	{
+	HASH_ITER (hh, r->results, x, next) {
 		if (strcmp(x->session_id, s->id) != 0)
 			continue;
 		HASH_DEL(r->results, x);
@@ -473,7 +468,9 @@ static struct parsing *parse(struct raydocs *r, struct document *d, const char *
 		if (d->parsings == NULL)
 			abort();
 		p = &d->parsings[d->parsing_count++];
-		*p = (struct parsing){ .id = uuid_new(), .config_hash = text_copy(config_hash), .version = text_copy("v1") };
+		*p = (struct parsing){ .id = uuid_new(),
+				       .config_hash = text_copy(config_hash),
+				       .version = text_copy("v1") };
 	}
 	p->queued_ms = sandbox_now_ms(r->sandbox);
 	p->started_ms = p->queued_ms + (at_once ? 0 : switch_number(r->sandbox, "parse.queued_ms", 0));
@@ -536,12 +533,11 @@ static const char *status_word(struct raydocs *r, const struct document *d, int6
 static void merge(cJSON *record, const cJSON *fields, const cJSON *without)
 {
 	const cJSON *one;
-	cJSON_ArrayForEach(one, fields)
-	{
+	cJSON_ArrayForEach (one, fields) {
 		cJSON_DeleteItemFromObjectCaseSensitive(record, one->string);
 		cJSON_AddItemToObject(record, one->string, cJSON_Duplicate(one, true));
 	}
-	cJSON_ArrayForEach(one, without)
+	cJSON_ArrayForEach (one, without)
 		if (cJSON_IsString(one))
 			cJSON_DeleteItemFromObjectCaseSensitive(record, one->valuestring);
 }
@@ -631,7 +627,10 @@ static cJSON *document_json(struct raydocs *r, const struct document *d, bool fu
 			cJSON_AddStringToObject(one, "config_hash", p->config_hash);
 			cJSON_AddStringToObject(one, "status", words[phase]);
 			cJSON_AddStringToObject(one, "parser_version", p->version);
-			add_time(r, one, "updated_at", phase == QUEUED ? p->queued_ms : phase == PARSING ? p->started_ms : p->done_ms);
+			add_time(r, one, "updated_at",
+				 phase == QUEUED    ? p->queued_ms
+				 : phase == PARSING ? p->started_ms
+						    : p->done_ms);
 			cJSON_AddItemToArray(list, one);
 		}
 	}
@@ -893,8 +892,7 @@ static const cJSON *body_texts(struct call *c, const char *field)
 	}
 	int i = 0;
 	const cJSON *one;
-	cJSON_ArrayForEach(one, list)
-	{
+	cJSON_ArrayForEach (one, list) {
 		CLEANUP(text_free) char *name = text_format("%s.%d", field, i++);
 		if (!cJSON_IsString(one))
 			complain(c, name, "Must be a string.");
@@ -905,8 +903,7 @@ static const cJSON *body_texts(struct call *c, const char *field)
 static void check_fields(struct call *c, const char *known)
 {
 	const cJSON *one;
-	cJSON_ArrayForEach(one, c->body)
-	{
+	cJSON_ArrayForEach (one, c->body) {
 		CLEANUP(text_free) char *word = text_format(" %s ", one->string);
 		if (switch_on(c->r->sandbox, "strict.fields") && strstr(known, word) == NULL)
 			complain(c, one->string, "The documentation lists no such field here.");
@@ -919,7 +916,7 @@ static bool may_see(struct call *c, int64_t workspace_id)
 	if (w == NULL || (c->token->workspace_id != 0 && c->token->workspace_id != workspace_id))
 		return false;
 	const cJSON *one;
-	cJSON_ArrayForEach(one, w->members)
+	cJSON_ArrayForEach (one, w->members)
 		if (cJSON_IsString(one) && strcmp(one->valuestring, c->token->user) == 0)
 			return true;
 	return false;
@@ -993,7 +990,9 @@ static int64_t query_number(struct call *c, const char *name, int64_t otherwise,
 	CLEANUP(text_free) char *text = request_query(c->q, name);
 	if (text == NULL)
 		return otherwise;
-	int64_t n = *text != 0 && strspn(text, "0123456789") == strlen(text) && strlen(text) < 10 ? strtoll(text, NULL, 10) : 0;
+	int64_t n = *text != 0 && strspn(text, "0123456789") == strlen(text) && strlen(text) < 10
+			    ? strtoll(text, NULL, 10)
+			    : 0;
 	CLEANUP(text_free) char *wrong = text_format("The %s must be between 1 and %lld.", name, (long long)max);
 	if (n < 1 || n > max)
 		complain(c, name, wrong);
@@ -1014,9 +1013,11 @@ static struct page page_of(struct call *c, size_t total, int64_t per_page)
 	p.to = p.from + (size_t)per_page < total ? p.from + (size_t)per_page : total;
 	p.meta = cJSON_CreateObject();
 	cJSON_AddNumberToObject(p.meta, "current_page", (double)page);
-	cJSON_AddNumberToObject(p.meta, "last_page", (double)(last + switch_number(c->r->sandbox, "list.last_page_add", 0)));
+	cJSON_AddNumberToObject(p.meta, "last_page",
+				(double)(last + switch_number(c->r->sandbox, "list.last_page_add", 0)));
 	cJSON_AddNumberToObject(p.meta, "per_page", (double)per_page);
-	cJSON_AddNumberToObject(p.meta, "total", (double)((int64_t)total + switch_number(c->r->sandbox, "list.total_add", 0)));
+	cJSON_AddNumberToObject(p.meta, "total",
+				(double)((int64_t)total + switch_number(c->r->sandbox, "list.total_add", 0)));
 	return p;
 }
 
@@ -1218,10 +1219,11 @@ static const char *object_fault(struct raydocs *r, const struct object *o)
 	const char *check = switch_text(s, "upload.check");
 	bool type_is_good = extension_of(o->content_type) != NULL;
 	bool magic_is_good = mime_by_magic(o->path) != NULL;
-	bool is_good = strcmp(check, "off") == 0 ? true :
-		       strcmp(check, "type") == 0 ? type_is_good :
-		       strcmp(check, "magic") == 0 ? magic_is_good :
-		       strcmp(check, "both") == 0 ? type_is_good && magic_is_good : type_is_good || magic_is_good;
+	bool is_good = strcmp(check, "off") == 0     ? true
+		       : strcmp(check, "type") == 0  ? type_is_good
+		       : strcmp(check, "magic") == 0 ? magic_is_good
+		       : strcmp(check, "both") == 0  ? type_is_good && magic_is_good
+						     : type_is_good || magic_is_good;
 	return is_good ? NULL : "The file format is not supported.";
 }
 
@@ -1240,8 +1242,6 @@ static char *name_by_service(struct raydocs *r, const struct object *o, const ch
 		return text_copy("");
 	if (strcmp(how, "same") == 0)
 		return text_format("document.%s", extension);
-	if (strcmp(how, "original") == 0)
-		return text_copy("uploaded.pdf");
 	return text_format("document-%.8s.%s", uuid, extension);
 }
 
@@ -1249,7 +1249,8 @@ static char *name_by_service(struct raydocs *r, const struct object *o, const ch
 static struct document *document_from_object(struct raydocs *r, struct object *o, int64_t workspace_id,
 					     const char *filename, const char *mime, bool *ret_reused)
 {
-	struct document *d = switch_on(r->sandbox, "dedup") || o->is_used ? find_bytes(r, workspace_id, o->sha256) : NULL;
+	struct document *d =
+		switch_on(r->sandbox, "dedup") || o->is_used ? find_bytes(r, workspace_id, o->sha256) : NULL;
 	*ret_reused = d != NULL;
 	if (d != NULL) {
 		if (o->path != NULL)
@@ -1299,11 +1300,13 @@ static void sign_upload(struct call *c)
 	if (type == NULL)
 		type = "application/octet-stream";
 	CLEANUP(text_free) char *uuid = uuid_new();
-	CLEANUP(text_free) char *key = text_format("tmp/%s%s", uuid, switch_is(s, "sign.key", "name") ? "/upload.pdf" : "");
+	CLEANUP(text_free)
+	char *key = text_format("tmp/%s%s", uuid, switch_is(s, "sign.key", "name") ? "/upload.pdf" : "");
 	bool signs_type = !switch_is(s, "sign.headers", "empty"), list = switch_is(s, "sign.headers", "list");
 	const char *acl = switch_on(s, "sign.acl") && signs_type ? "private" : NULL;
-	CLEANUP(text_free) char *url =
-		storage_sign_put(&c->r->storage, key, type, signs_type, acl, switch_number(s, "sign.expires_ms", 300000));
+	CLEANUP(text_free)
+	char *url = storage_sign_put(&c->r->storage, key, type, signs_type, acl,
+				     switch_number(s, "sign.expires_ms", 300000));
 	bool framework = switch_is(s, "sign.status", "201");
 	cJSON *o = cJSON_CreateObject();
 	cJSON_AddStringToObject(o, "uuid", uuid);
@@ -1313,7 +1316,8 @@ static void sign_upload(struct call *c)
 	cJSON_AddStringToObject(o, "url", url);
 	cJSON *headers = cJSON_AddObjectToObject(o, "headers");
 	if (list) {
-		cJSON_AddItemToArray(cJSON_AddArrayToObject(headers, "Host"), cJSON_CreateString(storage_host(&c->r->storage)));
+		cJSON_AddItemToArray(cJSON_AddArrayToObject(headers, "Host"),
+				     cJSON_CreateString(storage_host(&c->r->storage)));
 		if (acl != NULL)
 			cJSON_AddItemToArray(cJSON_AddArrayToObject(headers, "x-amz-acl"), cJSON_CreateString(acl));
 	} else if (acl != NULL) {
@@ -1340,8 +1344,7 @@ static void upload_documents(struct call *c)
 	check_fields(c, " keys ");
 	const cJSON *keys = body_texts(c, "keys"), *one, *other;
 	int i = 0;
-	cJSON_ArrayForEach(one, keys)
-	{
+	cJSON_ArrayForEach (one, keys) {
 		CLEANUP(text_free) char *field = text_format("keys.%d", i++);
 		const char *fault = object_fault(c->r, storage_find(&c->r->storage, one->valuestring));
 		for (other = keys->child; other != one && fault == NULL; other = other->next)
@@ -1355,8 +1358,7 @@ static void upload_documents(struct call *c)
 		return;
 	}
 	cJSON *list = cJSON_CreateArray();
-	cJSON_ArrayForEach(one, keys)
-	{
+	cJSON_ArrayForEach (one, keys) {
 		bool reused;
 		struct object *o = storage_find(&c->r->storage, one->valuestring);
 		if (object_fault(c->r, o) != NULL)
@@ -1408,8 +1410,7 @@ static void attach_documents(struct call *c)
 	check_fields(c, " document_ids ");
 	const cJSON *ids = body_texts(c, "document_ids"), *one;
 	int i = 0;
-	cJSON_ArrayForEach(one, ids)
-	{
+	cJSON_ArrayForEach (one, ids) {
 		CLEANUP(text_free) char *field = text_format("document_ids.%d", i++);
 		const struct document *d = find_document(c->r, one->valuestring);
 		if (!uuid_is_valid(one->valuestring))
@@ -1424,8 +1425,7 @@ static void attach_documents(struct call *c)
 	if (is_invalid(c))
 		return;
 	cJSON *list = cJSON_CreateArray();
-	cJSON_ArrayForEach(one, ids)
-	{
+	cJSON_ArrayForEach (one, ids) {
 		struct document *d = find_document(c->r, one->valuestring);
 		attach(c->r, s, d);
 		cJSON_AddItemToArray(list, document_json(c->r, d, true));
@@ -1628,14 +1628,17 @@ static void get_library(struct call *c)
 	struct document **found = allocate((HASH_COUNT(c->r->documents) + 1) * sizeof(struct document *));
 	size_t count = 0;
 	for (struct document *d = c->r->documents; d != NULL; d = d->hh.next) {
-		bool matches = query == NULL || strcasestr(d->filename, query) != NULL || strstr(d->sha256, query) != NULL ||
+		bool matches = query == NULL || strcasestr(d->filename, query) != NULL ||
+			       strstr(d->sha256, query) != NULL ||
 			       (d->source_url != NULL && strstr(d->source_url, query) != NULL);
-		if (d->workspace_id == w->id && matches && (mime == NULL || (d->mime != NULL && strcmp(d->mime, mime) == 0)) &&
+		if (d->workspace_id == w->id && matches &&
+		    (mime == NULL || (d->mime != NULL && strcmp(d->mime, mime) == 0)) &&
 		    (status == NULL || strcmp(status_word(c->r, d, now), status) == 0) &&
 		    (source == NULL || strcmp(source, d->source_url == NULL ? "upload" : "url") == 0))
 			found[count++] = d;
 	}
-	struct ordering by = { sort == NULL ? "created_at" : sort, order != NULL && strcmp(order, "desc") == 0, c->r, now };
+	struct ordering by = { sort == NULL ? "created_at" : sort, order != NULL && strcmp(order, "desc") == 0, c->r,
+			       now };
 	if (sort != NULL || by.down)
 		qsort_r(found, count, sizeof(struct document *), compare_documents, &by);
 	struct page p = page_of(c, count, per_page);
@@ -1832,7 +1835,8 @@ static void get_excel(struct call *c)
 	}
 	c->q->answer.body_bytes = xlsx_make(x->data, &c->q->answer.body);
 	c->q->answer.status = 200;
-	answer_header(&c->q->answer, "Content-Type", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet");
+	answer_header(&c->q->answer, "Content-Type",
+		      "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet");
 	answer_header(&c->q->answer, "Content-Disposition", "attachment; filename=\"extraction.xlsx\"");
 }
 
@@ -1852,10 +1856,10 @@ static const struct route routes[] = {
 	{ "GET", "/extractions/templates/*", "get_template", "templates-read", get_template },
 	{ "POST", "/extractions/sessions", "create_session", "sessions-write", create_session, true },
 	{ "GET", "/extractions/sessions", "sessions", "sessions-read", get_sessions, false, "sessions.list" },
-	{ "GET", "/extractions/templates/*/sessions", "template_sessions", "sessions-read", get_template_sessions, false,
-	  "sessions.of_template" },
-	{ "GET", "/workspaces/*/extractions/sessions", "workspace_sessions", "sessions-read", get_workspace_sessions, false,
-	  "sessions.of_workspace" },
+	{ "GET", "/extractions/templates/*/sessions", "template_sessions", "sessions-read", get_template_sessions,
+	  false, "sessions.of_template" },
+	{ "GET", "/workspaces/*/extractions/sessions", "workspace_sessions", "sessions-read", get_workspace_sessions,
+	  false, "sessions.of_workspace" },
 	{ "GET", "/extractions/sessions/*", "get_session", "sessions-read", get_session },
 	{ "PUT", "/extractions/sessions/*", "update_session", "sessions-write", update_session, true },
 	{ "DELETE", "/extractions/sessions/*", "delete_session", "sessions-write", delete_session },
@@ -1884,11 +1888,41 @@ static const struct route routes[] = {
 
 /* The names of the table above, of the storage, and of what is nowhere. */
 static const char *const route_names[] = {
-	"workspaces", "templates", "get_template", "create_session", "sessions", "template_sessions", "workspace_sessions",
-	"get_session", "update_session", "delete_session", "list", "upload_legacy", "upload", "attach", "detach", "sign",
-	"get_document", "delete_document", "link", "chunks", "library", "create_document", "get_library_document",
-	"library_link", "reparse", "results", "run", "get_result", "delete_result", "excel", "unknown", "put", "download",
-	"storage_other", NULL,
+	"workspaces",
+	"templates",
+	"get_template",
+	"create_session",
+	"sessions",
+	"template_sessions",
+	"workspace_sessions",
+	"get_session",
+	"update_session",
+	"delete_session",
+	"list",
+	"upload_legacy",
+	"upload",
+	"attach",
+	"detach",
+	"sign",
+	"get_document",
+	"delete_document",
+	"link",
+	"chunks",
+	"library",
+	"create_document",
+	"get_library_document",
+	"library_link",
+	"reparse",
+	"results",
+	"run",
+	"get_result",
+	"delete_result",
+	"excel",
+	"unknown",
+	"put",
+	"download",
+	"storage_other",
+	NULL,
 };
 
 /* args may be NULL. */
@@ -1983,7 +2017,7 @@ static bool has_abilities(struct call *c, const char *wanted)
 	for (char *one = strsep(&rest, " "); one != NULL && c->token->abilities != NULL; one = strsep(&rest, " ")) {
 		bool found = *one == 0;
 		const cJSON *has;
-		cJSON_ArrayForEach(has, c->token->abilities)
+		cJSON_ArrayForEach (has, c->token->abilities)
 			found |= cJSON_IsString(has) && strcmp(has->valuestring, one) == 0;
 		if (found)
 			continue;
@@ -1995,10 +2029,8 @@ static bool has_abilities(struct call *c, const char *wanted)
 
 static bool read_body(struct call *c, const struct route *t)
 {
-	if (!t->takes_body) {
-		/* "No body": an empty one, or an empty object, is none. */
+	if (!t->takes_body)
 		return true;
-	}
 	const char *type = request_header(c->q, "Content-Type");
 	if (type == NULL || strncasecmp(type, "application/json", 16) != 0 || strchr("; ", type[16]) == NULL) {
 		complain(c, "body", "Only JSON is taken: send Content-Type: application/json.");
@@ -2022,10 +2054,12 @@ static bool read_body(struct call *c, const struct route *t)
 static bool accepts_json(struct call *c)
 {
 	const char *accept = request_header(c->q, "Accept");
-	if (!switch_on(c->r->sandbox, "strict.accept") || (accept != NULL && strstr(accept, "application/json") != NULL))
+	if (!switch_on(c->r->sandbox, "strict.accept") ||
+	    (accept != NULL && strstr(accept, "application/json") != NULL))
 		return true;
-	answer_text(&c->q->answer, 406, "text/html; charset=utf-8",
-		    "<!DOCTYPE html>\n<html><head><title>Not Acceptable</title></head><body><h1>406</h1></body></html>\n");
+	answer_text(
+		&c->q->answer, 406, "text/html; charset=utf-8",
+		"<!DOCTYPE html>\n<html><head><title>Not Acceptable</title></head><body><h1>406</h1></body></html>\n");
 	return false;
 }
 
@@ -2036,7 +2070,12 @@ static void handle_call(struct call *c)
 		return;
 	const struct route *t = find_route(c->q, &path_is_known);
 	if (t == NULL && path_is_known) {
-		CLEANUP(text_free) char *words = text_format("The %s method is not supported for this route.", c->q->method);
+		CLEANUP(text_free)
+		char *words = text_format("The %s method is not supported for this route.", c->q->method);
+		for (size_t i = 0; i < COUNT_OF(routes); i++)
+			if (route_is_on(c->q->sandbox, &routes[i]) &&
+			    path_matches(routes[i].path, c->q->raw_path, NULL))
+				answer_header(&c->q->answer, "Allow", routes[i].method);
 		refuse(c, 405, words);
 		return;
 	}
@@ -2241,7 +2280,8 @@ static void document_set(struct raydocs *r, struct document *d, const cJSON *in)
 	}
 	if (status != NULL) {
 		bool is_failed = strcmp(status, "failed") == 0;
-		bool is_done = strcmp(status, "processed") == 0 || strcmp(status, "parsed") == 0 || strcmp(status, "ready") == 0;
+		bool is_done = strcmp(status, "processed") == 0 || strcmp(status, "parsed") == 0 ||
+			       strcmp(status, "ready") == 0;
 		if (is_failed || is_done)
 			parse(r, d, hash, true)->fails = is_failed;
 		free(d->status);
@@ -2253,7 +2293,8 @@ static void document_set(struct raydocs *r, struct document *d, const cJSON *in)
 static char *name_by_pattern(const char *pattern, int64_t n)
 {
 	const char *at = strstr(pattern, "{n}");
-	return at == NULL ? text_copy(pattern) : text_format("%.*s%06lld%s", (int)(at - pattern), pattern, (long long)n, at + 3);
+	return at == NULL ? text_copy(pattern)
+			  : text_format("%.*s%06lld%s", (int)(at - pattern), pattern, (long long)n, at + 3);
 }
 
 static int document_fill(struct raydocs *r, struct document *d, const cJSON *in, int64_t index)
@@ -2446,9 +2487,12 @@ static int control_demo(void *state, const cJSON *in, cJSON **ret)
 	static const struct {
 		const char *session, *filename, *status;
 	} documents[] = {
-		{ "Q1 2024 Invoices", "invoice_001.pdf", "processed" }, { "Q1 2024 Invoices", "invoice_002.pdf", "processed" },
-		{ "Q1 2024 Invoices", "invoice_003.pdf", "uploaded" },	{ "Q1 2024 Invoices", "invoice_004.pdf", "failed" },
-		{ "Scans", "scan 2024-03-01.pdf", "uploaded" },		{ "Scans", "scan 2024-03-02.pdf", "queued" },
+		{ "Q1 2024 Invoices", "invoice_001.pdf", "processed" },
+		{ "Q1 2024 Invoices", "invoice_002.pdf", "processed" },
+		{ "Q1 2024 Invoices", "invoice_003.pdf", "uploaded" },
+		{ "Q1 2024 Invoices", "invoice_004.pdf", "failed" },
+		{ "Scans", "scan 2024-03-01.pdf", "uploaded" },
+		{ "Scans", "scan 2024-03-02.pdf", "queued" },
 	};
 	struct raydocs *r = state;
 	(void)in;
@@ -2506,7 +2550,8 @@ static const struct control_op controls[] = {
 	{ "POST", "/token", " token user abilities workspace expires_in_ms ", control_token },
 	{ "POST", "/revoke", " token ", control_revoke },
 	{ "POST", "/document",
-	  " id session workspace filename filename_json text base64 size seed count from pattern status mime sha256 pages fail "
+	  " id session workspace filename filename_json text base64 size seed count from pattern status mime sha256 "
+	  "pages fail "
 	  "source_url created_ms fields without ",
 	  control_document },
 	{ "POST", "/rename", " document session name ", control_rename },
@@ -2665,8 +2710,7 @@ static void load_document(struct raydocs *r, const cJSON *one)
 	d->fields = cJSON_Duplicate(json_get(one, "fields"), true);
 	d->without = cJSON_Duplicate(json_get(one, "without"), true);
 	const cJSON *o;
-	cJSON_ArrayForEach(o, json_get(one, "parsings"))
-	{
+	cJSON_ArrayForEach (o, json_get(one, "parsings")) {
 		d->parsings = realloc(d->parsings, (d->parsing_count + 1) * sizeof *d->parsings);
 		if (d->parsings == NULL)
 			abort();
@@ -2763,8 +2807,7 @@ static void load(void *state, const cJSON *saved)
 	struct raydocs *r = state;
 	const cJSON *one, *id;
 	r->series = json_number(saved, "series", 0);
-	cJSON_ArrayForEach(one, json_get(saved, "tokens"))
-	{
+	cJSON_ArrayForEach (one, json_get(saved, "tokens")) {
 		struct token *t = allocate(sizeof *t);
 		t->text = text_copy(json_text(one, "token", ""));
 		t->user = text_copy(json_text(one, "user", "demo"));
@@ -2774,37 +2817,32 @@ static void load(void *state, const cJSON *saved)
 		t->is_revoked = json_bool(one, "revoked", false);
 		HASH_ADD_KEYPTR(hh, r->tokens, t->text, strlen(t->text), t);
 	}
-	cJSON_ArrayForEach(one, json_get(saved, "workspaces"))
-	{
-		struct workspace *w =
-			workspace_add(r, json_number(one, "id", 0), json_text(one, "name", ""), json_get(one, "members"));
+	cJSON_ArrayForEach (one, json_get(saved, "workspaces")) {
+		struct workspace *w = workspace_add(r, json_number(one, "id", 0), json_text(one, "name", ""),
+						    json_get(one, "members"));
 		w->icon = text_copy(json_text(one, "icon", NULL));
 		w->created_ms = json_number(one, "created_ms", 0);
 	}
-	cJSON_ArrayForEach(one, json_get(saved, "templates"))
-	{
-		template_add(r, json_text(one, "id", ""), json_text(one, "name", ""), json_number(one, "workspace", 0))->created_ms =
-			json_number(one, "created_ms", 0);
+	cJSON_ArrayForEach (one, json_get(saved, "templates")) {
+		template_add(r, json_text(one, "id", ""), json_text(one, "name", ""), json_number(one, "workspace", 0))
+			->created_ms = json_number(one, "created_ms", 0);
 	}
-	cJSON_ArrayForEach(one, json_get(saved, "documents"))
+	cJSON_ArrayForEach (one, json_get(saved, "documents"))
 		load_document(r, one);
-	cJSON_ArrayForEach(one, json_get(saved, "sessions"))
-	{
-		struct session *s =
-			session_add(r, json_text(one, "id", ""), json_text(one, "name", NULL), json_text(one, "template", ""));
+	cJSON_ArrayForEach (one, json_get(saved, "sessions")) {
+		struct session *s = session_add(r, json_text(one, "id", ""), json_text(one, "name", NULL),
+						json_text(one, "template", ""));
 		s->status = text_copy(json_text(one, "status", NULL));
 		s->created_ms = json_number(one, "created_ms", 0);
 		s->updated_ms = json_number(one, "updated_ms", 0);
 		s->fields = cJSON_Duplicate(json_get(one, "fields"), true);
-		cJSON_ArrayForEach(id, json_get(one, "documents"))
-		{
+		cJSON_ArrayForEach (id, json_get(one, "documents")) {
 			struct document *d = cJSON_IsString(id) ? find_document(r, id->valuestring) : NULL;
 			if (d != NULL)
 				session_append(s, d);
 		}
 	}
-	cJSON_ArrayForEach(one, json_get(saved, "results"))
-	{
+	cJSON_ArrayForEach (one, json_get(saved, "results")) {
 		struct result *x = allocate(sizeof *x);
 		x->id = text_copy(json_text(one, "id", ""));
 		x->session_id = text_copy(json_text(one, "session", ""));

@@ -59,14 +59,14 @@ struct knob {
 enum moment { UNREAD, BEFORE, AFTER };
 enum action { PASS, STATUS, CLOSE, STALL, TRUNCATE, GARBLE, SLOW_RESPONSE, SLOW_REQUEST };
 static const char *const moment_names[] = { "unread", "before", "after" };
-static const char *const action_names[] = { "none",	"status", "close",	   "stall",
+static const char *const action_names[] = { "none",     "status", "close",         "stall",
 					    "truncate", "garble", "slow_response", "slow_request" };
 
 struct deed {
 	enum action action;
 	enum moment when;
-	int64_t ms;        /* -1: until freed */
-	int64_t bytes;     /* truncate: of the body; slow: per second */
+	int64_t ms;    /* -1: until freed */
+	int64_t bytes; /* truncate: of the body; slow: per second */
 	int status;
 	char *body;
 	cJSON *headers;
@@ -80,7 +80,7 @@ struct fault {
 	int64_t nth, times; /* still to pass over; still to do, -1: for ever */
 	double probability;
 	int64_t seen;
-	cJSON *rule;        /* as it was given */
+	cJSON *rule; /* as it was given */
 	struct fault *next;
 };
 
@@ -113,6 +113,7 @@ struct sandbox {
 	bool dir_is_temporary;
 	char *tls_cert, *tls_key;
 	unsigned char secret[32];
+	long rate, latency_ms;          /* as started with */
 	pthread_mutex_t listeners_lock; /* taken before lock, never inside it */
 	pthread_t saver;
 	bool has_saver;
@@ -491,8 +492,7 @@ static int load_state(struct sandbox *s)
 	s->clock_offset_ms = json_number(all, "clock_offset_ms", 0);
 	s->frozen_ms = json_number(all, "frozen_ms", -1);
 	const cJSON *one;
-	cJSON_ArrayForEach(one, json_get(all, "switches"))
-	{
+	cJSON_ArrayForEach (one, json_get(all, "switches")) {
 		CLEANUP(text_free) char *wrong = knob_set(s, one->string, one);
 		if (wrong != NULL)
 			fprintf(stderr, "sandbox: %s: %s\n", path, wrong);
@@ -541,8 +541,7 @@ bool sandbox_admit(struct sandbox *s, const char *client, int64_t limit, int64_t
 static void forget_visitors(struct sandbox *s)
 {
 	struct visitor *v, *next;
-	HASH_ITER(hh, s->visitors, v, next)
-	{
+	HASH_ITER (hh, s->visitors, v, next) {
 		HASH_DEL(s->visitors, v);
 		free(v->client);
 		free(v->times);
@@ -570,8 +569,9 @@ static struct entry *log_find(struct sandbox *s, int64_t number)
 
 static int64_t log_begin(struct exchange *x)
 {
-	static const char *const told[] = { "Content-Type", "Content-Length", "Expect", "Transfer-Encoding", "User-Agent",
-					    "Accept",	    "Range",	      "Host",	"x-amz-acl" };
+	static const char *const told[] = { "Content-Type", "Content-Length", "Expect", "Transfer-Encoding",
+					    "User-Agent",   "Accept",         "Range",  "Host",
+					    "x-amz-acl" };
 	struct sandbox *s = x->q.sandbox;
 	if (s->log_count == LOG_MAX) {
 		for (size_t i = 0; i < LOG_MAX / 2; i++)
@@ -632,8 +632,7 @@ static void log_clear(struct sandbox *s)
 		entry_release(&s->log[i]);
 	s->log_count = 0;
 	struct count *c, *next;
-	HASH_ITER(hh, s->counts, c, next)
-	{
+	HASH_ITER (hh, s->counts, c, next) {
 		HASH_DEL(s->counts, c);
 		free(c);
 	}
@@ -745,7 +744,9 @@ static int add_fault(struct sandbox *s, const cJSON *in, cJSON **ret)
 		.ms = json_number(in, "ms", -1),
 		.bytes = json_number(in, action == TRUNCATE ? "bytes" : "bytes_per_s", action == TRUNCATE ? 0 : 1000),
 		.status = (int)json_number(in, "status", 500),
-		.body = cJSON_IsString(body) ? text_copy(body->valuestring) : body != NULL ? cJSON_PrintUnformatted(body) : NULL,
+		.body = cJSON_IsString(body) ? text_copy(body->valuestring)
+			: body != NULL       ? cJSON_PrintUnformatted(body)
+					     : NULL,
 		.headers = cJSON_Duplicate(json_get(in, "headers"), true),
 		.reset = json_bool(in, "reset", false),
 	};
@@ -789,7 +790,8 @@ int request_header_count(const struct request *q, const char *name)
 	return w.count;
 }
 
-void request_each_header(const struct request *q, void (*visit)(void *cls, const char *name, const char *value), void *cls)
+void request_each_header(const struct request *q, void (*visit)(void *cls, const char *name, const char *value),
+			 void *cls)
 {
 	struct header_walk w = { .visit = visit, .cls = cls };
 	MHD_get_connection_values(((const struct exchange *)q)->connection, MHD_HEADER_KIND, walk_header, &w);
@@ -849,7 +851,8 @@ static void answer_release(struct answer *a)
 
 static bool client_has_left(struct exchange *x)
 {
-	const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
 	struct pollfd p = { .fd = info == NULL ? -1 : info->connect_fd, .events = POLLRDHUP };
 	return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
@@ -946,7 +949,8 @@ static enum MHD_Result send_answer(struct exchange *x)
 
 static enum MHD_Result drop(struct exchange *x, bool reset)
 {
-	const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
 	struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
 	if (reset && info != NULL)
 		setsockopt(info->connect_fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
@@ -971,9 +975,9 @@ static enum verdict act(struct exchange *x, enum moment when)
 	const char *body = d->body != NULL ? d->body : d->status == 204 ? "" : plain;
 	bool typed = false;
 	const cJSON *h;
-	cJSON_ArrayForEach(h, d->headers)
-	{
-		CLEANUP(text_free) char *value = cJSON_IsString(h) ? text_copy(h->valuestring) : cJSON_PrintUnformatted(h);
+	cJSON_ArrayForEach (h, d->headers) {
+		CLEANUP(text_free)
+		char *value = cJSON_IsString(h) ? text_copy(h->valuestring) : cJSON_PrintUnformatted(h);
 		answer_header(&x->q.answer, h->string, value);
 		typed |= strcasecmp(h->string, "Content-Type") == 0;
 	}
@@ -1037,9 +1041,11 @@ static void request_begin(struct exchange *x, const char *method)
 	x->is_begun = true;
 	q->method = text_copy(method);
 	const char *length = request_header(q, "Content-Length");
-	q->length_bytes = length == NULL || *length == 0 || strspn(length, "0123456789") != strlen(length) ?
-				  -1 : strtoll(length, NULL, 10);
-	const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+	q->length_bytes = length == NULL || *length == 0 || strspn(length, "0123456789") != strlen(length)
+				  ? -1
+				  : strtoll(length, NULL, 10);
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
 	if (info != NULL && info->client_addr->sa_family == AF_INET)
 		inet_ntop(AF_INET, &((const struct sockaddr_in *)(const void *)info->client_addr)->sin_addr, q->client,
 			  sizeof q->client);
@@ -1200,10 +1206,11 @@ static int origin_listen(struct origin *o)
 	unsigned flags = MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL |
 			 MHD_USE_SUPPRESS_DATE_NO_CLOCK | (tls ? MHD_USE_TLS : 0);
 	o->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, o, MHD_OPTION_LISTEN_SOCKET, fd,
-				     MHD_OPTION_URI_LOG_CALLBACK, request_new, o, MHD_OPTION_NOTIFY_COMPLETED, request_done, o,
-				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-				     (size_t)(160 * 1024), MHD_OPTION_THREAD_STACK_SIZE, (size_t)THREAD_STACK_BYTES,
-				     MHD_OPTION_ARRAY, tls ? tls_options : no_options, MHD_OPTION_END);
+				     MHD_OPTION_URI_LOG_CALLBACK, request_new, o, MHD_OPTION_NOTIFY_COMPLETED,
+				     request_done, o, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
+				     MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(160 * 1024),
+				     MHD_OPTION_THREAD_STACK_SIZE, (size_t)THREAD_STACK_BYTES, MHD_OPTION_ARRAY,
+				     tls ? tls_options : no_options, MHD_OPTION_END);
 	if (o->daemon == NULL) {
 		close(fd);
 		return -EIO;
@@ -1228,7 +1235,7 @@ static bool is_named(const cJSON *names, const char *name)
 	if (names == NULL)
 		return true;
 	const cJSON *one;
-	cJSON_ArrayForEach(one, names)
+	cJSON_ArrayForEach (one, names)
 		if (cJSON_IsString(one) && strcmp(one->valuestring, name) == 0)
 			return true;
 	return false;
@@ -1361,13 +1368,25 @@ static int set_clock(struct sandbox *s, const cJSON *in, cJSON **ret)
 static int set_switches(struct sandbox *s, const cJSON *in, cJSON **ret)
 {
 	const cJSON *one;
-	cJSON_ArrayForEach(one, in)
-	{
+	cJSON_ArrayForEach (one, in) {
 		CLEANUP(text_free) char *wrong = knob_set(s, one->string, one);
 		if (wrong != NULL)
 			return control_refuse(ret, 400, "%s", wrong);
 	}
 	return 200;
+}
+
+/* What the options say goes before what was saved, and holds after a reset. */
+static void set_started_with(struct sandbox *s)
+{
+	CLEANUP(json_free) cJSON *said = NULL, *in = cJSON_CreateObject();
+	if (s->rate > 0)
+		cJSON_AddNumberToObject(in, "rate.limit", (double)s->rate);
+	else
+		cJSON_AddStringToObject(in, "rate.limit", "off");
+	if (s->latency_ms > 0)
+		cJSON_AddNumberToObject(in, "latency_ms", (double)s->latency_ms);
+	(void)set_switches(s, in, &said); /* both exist and take numbers */
 }
 
 static int get_switches(struct sandbox *s, const cJSON *in, cJSON **ret)
@@ -1457,6 +1476,7 @@ static int reset(struct sandbox *s, const cJSON *in, cJSON **ret)
 	}
 	for (size_t i = 0; i < COUNT_OF(services); i++)
 		services[i]->reset(s->states[i]);
+	set_started_with(s);
 	s->is_changed = true;
 	return 200;
 }
@@ -1469,7 +1489,8 @@ static const struct {
 	{ "GET", "/switches", "", get_switches },
 	{ "POST", "/set", NULL, set_switches },
 	{ "POST", "/fault",
-	  " origin method route path nth times probability when action status body headers ms bytes bytes_per_s reset ", add_fault },
+	  " origin method route path nth times probability when action status body headers ms bytes bytes_per_s reset ",
+	  add_fault },
 	{ "GET", "/faults", "", get_faults },
 	{ "POST", "/faults/clear", "", clear_faults },
 	{ "GET", "/requests", " since route limit ", get_requests },
@@ -1486,8 +1507,7 @@ static const struct {
 static bool fields_are_known(const char *fields, const cJSON *in, cJSON **ret)
 {
 	const cJSON *one;
-	cJSON_ArrayForEach(one, in)
-	{
+	cJSON_ArrayForEach (one, in) {
 		CLEANUP(text_free) char *word = text_format(" %s ", one->string);
 		if (fields != NULL && strstr(fields, word) == NULL) {
 			control_refuse(ret, 400, "no field '%s' here; there are:%s", one->string, fields);
@@ -1533,7 +1553,8 @@ static int control_from_text(struct sandbox *s, const char *method, const char *
 	char *query = strchr(path, '?');
 	if (query != NULL)
 		*query++ = 0;
-	CLEANUP(json_free) cJSON *in = json == NULL || *json == 0 ? cJSON_CreateObject() : cJSON_ParseWithOpts(json, NULL, true);
+	CLEANUP(json_free)
+	cJSON *in = json == NULL || *json == 0 ? cJSON_CreateObject() : cJSON_ParseWithOpts(json, NULL, true);
 	if (!cJSON_IsObject(in))
 		return control_refuse(ret, 400, "the body is no JSON object");
 	char *rest = query;
@@ -1569,7 +1590,8 @@ static bool answer_content(struct request *q)
 	if (strncmp(q->path, prefix, sizeof prefix - 1) != 0 || n < sizeof prefix + sizeof suffix - 2 ||
 	    strcmp(q->path + n - (sizeof suffix - 1), suffix) != 0)
 		return false;
-	CLEANUP(text_free) char *id = strndup(q->path + sizeof prefix - 1, n - (sizeof prefix - 1) - (sizeof suffix - 1));
+	CLEANUP(text_free)
+	char *id = strndup(q->path + sizeof prefix - 1, n - (sizeof prefix - 1) - (sizeof suffix - 1));
 	struct sandbox *s = q->sandbox;
 	SCOPED_LOCK(&s->lock);
 	for (size_t i = 0; i < COUNT_OF(services); i++) {
@@ -1629,8 +1651,8 @@ char *sandbox_describe(void)
 	      out);
 	for (size_t i = 0; i < COUNT_OF(services); i++)
 		for (size_t k = 0; k < services[i]->control_count; k++)
-			fprintf(out, "  %-4s %-18s {%s}\n", services[i]->controls[k].method, services[i]->controls[k].path,
-				services[i]->controls[k].fields);
+			fprintf(out, "  %-4s %-18s {%s}\n", services[i]->controls[k].method,
+				services[i]->controls[k].path, services[i]->controls[k].fields);
 	fputs("\nSwitches (POST /set), what they take, and (initial):\n", out);
 	describe_switches(out, core_switches, COUNT_OF(core_switches));
 	for (size_t i = 0; i < COUNT_OF(services); i++)
@@ -1640,7 +1662,8 @@ char *sandbox_describe(void)
 		for (const char *const *at = services[i]->routes; *at != NULL; at++)
 			fprintf(out, " %s", *at);
 	}
-	fputs("\n\nFaults (POST /fault): which: origin, method, route, path (regex), nth, times (0: for ever), probability;\n"
+	fputs("\n\nFaults (POST /fault): which: origin, method, route, path (regex), nth, times (0: for ever), "
+	      "probability;\n"
 	      "  when: unread | before | after; action: status (status, body, headers), close (reset), stall (ms),\n"
 	      "  truncate (bytes), garble, slow_response | slow_request (bytes_per_s)\n",
 	      out);
@@ -1656,7 +1679,8 @@ static int write_pem(const char *path, mode_t mode, EVP_PKEY *key, X509 *cert)
 	FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
 	if (f == NULL)
 		return -errno;
-	bool ok = cert != NULL ? PEM_write_X509(f, cert) == 1 : PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL) == 1;
+	bool ok = cert != NULL ? PEM_write_X509(f, cert) == 1
+			       : PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL) == 1;
 	return fclose(f) == 0 && ok ? 0 : -EIO;
 }
 
@@ -1679,7 +1703,8 @@ static int make_cert(const char *cert_path, const char *key_path)
 		X509_gmtime_adj(X509_getm_notBefore(cert), -86400);
 		X509_gmtime_adj(X509_getm_notAfter(cert), 86400L * 365);
 		X509_NAME *name = X509_get_subject_name(cert);
-		X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"sessionfs sandbox", -1, -1, 0);
+		X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"sessionfs sandbox", -1, -1,
+					   0);
 		X509_set_issuer_name(cert, name);
 		X509_set_pubkey(cert, key);
 		ok = add_extension(cert, NID_basic_constraints, "critical,CA:TRUE") &&
@@ -1767,7 +1792,8 @@ static int add_origin(struct sandbox *s, const struct sandbox_options *options, 
 	socklen_t bytes = sizeof a;
 	getsockname(o->spare_socket, (struct sockaddr *)&a, &bytes);
 	o->port = ntohs(a.sin_port);
-	snprintf(o->url, sizeof o->url, "%s://127.0.0.1:%d", service != NULL && s->tls_cert != NULL ? "https" : "http", o->port);
+	snprintf(o->url, sizeof o->url, "%s://127.0.0.1:%d", service != NULL && s->tls_cert != NULL ? "https" : "http",
+		 o->port);
 	return 0;
 }
 
@@ -1790,14 +1816,9 @@ static int start(struct sandbox *s, const struct sandbox_options *options)
 		r = load_state(s);
 	if (r < 0)
 		return r;
-	CLEANUP(json_free) cJSON *given = cJSON_CreateObject();
-	if (options->latency_ms > 0)
-		cJSON_AddNumberToObject(given, "latency_ms", (double)options->latency_ms);
-	cJSON_AddStringToObject(given, "rate.limit", "off");
-	if (options->rate > 0)
-		cJSON_ReplaceItemInObject(given, "rate.limit", cJSON_CreateNumber((double)options->rate));
-	CLEANUP(json_free) cJSON *said = NULL;
-	(void)set_switches(s, given, &said); /* both exist and take numbers */
+	s->rate = options->rate;
+	s->latency_ms = options->latency_ms;
+	set_started_with(s);
 
 	for (size_t i = 0; i < s->origin_count && r == 0; i++)
 		r = origin_listen(&s->origins[i]);
@@ -1860,8 +1881,7 @@ void sandbox_stop(struct sandbox *s)
 	log_clear(s);
 	forget_visitors(s);
 	struct knob *k, *next;
-	HASH_ITER(hh, s->knobs, k, next)
-	{
+	HASH_ITER (hh, s->knobs, k, next) {
 		HASH_DEL(s->knobs, k);
 		free(k->value);
 		free(k);

@@ -8,9 +8,9 @@
 /* The services on loopback, for tests and for people without an account.
  *
  * Three origins of Raydocs: "api", "storage" (signed links; another port, so another origin), and
- * "control", where tests and people arrange things; it is neither logged, limited nor delayed. Each listens on 127.0.0.1.
- * Written from the services' documentation and not from our client, so that the two can't share a mistake; strict:
- * what the documentation does not allow is refused.
+ * "control", where tests and people arrange things; it is neither logged, limited nor delayed. Each listens on
+ * 127.0.0.1. Written from the services' documentation and not from our client, so that the two can't share a mistake;
+ * strict: what the documentation does not allow is refused.
  *
  * Calls are safe from any thread. They return 0 or -errno unless they say otherwise. */
 
@@ -18,12 +18,12 @@ struct sandbox;
 
 struct sandbox_options {
 	int api_port, storage_port, control_port; /* 0: any free one */
-	const char *state_dir; /* made if missing; NULL: nothing outlives sandbox_stop() */
-	bool tls;              /* for the services; control is always plain */
-	const char *cert_file, *key_file; /* PEM, both or neither; NULL with tls: see cert_dir */
-	const char *cert_dir;  /* a self-made cert.pem and key.pem are put here; NULL: in a temporary folder */
-	long latency_ms;       /* before each answer of a service */
-	long rate;             /* API requests per minute and client address; 0: no limit */
+	const char *state_dir;                    /* made if missing; NULL: nothing outlives sandbox_stop() */
+	bool tls;                                 /* for the services; control is always plain */
+	const char *cert_file, *key_file;         /* PEM, both or neither; NULL with tls: see cert_dir */
+	const char *cert_dir; /* a self-made cert.pem and key.pem are put here; NULL: in a temporary folder */
+	long latency_ms;      /* before each answer of a service */
+	long rate;            /* API requests per minute and client address; 0: no limit */
 };
 
 /* On success the services listen, and the caller owns *ret. */
@@ -38,8 +38,8 @@ const char *sandbox_url(const struct sandbox *s, const char *origin);
 /* The certificate that answers for the services, good until sandbox_stop(). NULL without tls. */
 const char *sandbox_cert_file(const struct sandbox *s);
 
-/* What the control origin does, in-process. json may be NULL. *ret_json (may be NULL) is text the caller frees, an object with
- * "message" when refused. Returns the HTTP status: 200, or 400/404 when refused. */
+/* What the control origin does, in-process. json may be NULL. *ret_json (may be NULL) is text the caller frees, an
+ * object with "message" when refused. Returns the HTTP status: 200, or 400/404 when refused. */
 int sandbox_control(struct sandbox *s, const char *method, const char *path, const char *json, char **ret_json);
 
 /* The words of `sessionfs-sandbox --help`: every control path, switch and route name. The caller frees it. */
@@ -87,12 +87,12 @@ int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
  *   POST /token     {"token", "user", "abilities": [] or "*", "workspace", "expires_in_ms"}
  *   POST /revoke    {"token"}
  *   POST /document  {"session", "workspace", "id", "filename" or "filename_json" (raw JSON, as "\"a\\u0000b\""),
- *                    "text" | "base64" | "size" [, "seed"] , "count" (with "pattern": "bill-{n}.pdf"), "status", "mime",
- *                    "sha256", "pages", "fail": bool, "created_ms", "fields": {}, "without": []}; with the "id" of one there is, changes it
- *   POST /rename    {"document" | "session", "name"}      POST /attach, /detach {"session", "document"}
- *   POST /delete-session {"session"}                      POST /delete-document {"document"}
- *   POST /run       {"document" | "session", "at_once": bool}   parsing; at_once: done when this returns
- *   GET  /document/ID/content                  the bytes (over HTTP; in-process: POST /content {"document"} as base64)
+ *                    "text" | "base64" | "size" [, "seed"] , "count" (with "pattern": "bill-{n}.pdf"), "status",
+ *"mime", "sha256", "pages", "fail": bool, "created_ms", "fields": {}, "without": []}; with the "id" of one there is,
+ *changes it POST /rename    {"document" | "session", "name"}      POST /attach, /detach {"session", "document"} POST
+ * /delete-session {"session"}                      POST /delete-document {"document"} POST /run       {"document" |
+ *"session", "at_once": bool}   parsing; at_once: done when this returns GET  /document/ID/content                  the
+ *bytes (over HTTP; in-process: POST /content {"document"} as base64)
  *
  * A fault rule: which requests, when, and what then.
  *   "origin", "method", "route" (a name from --help), "path" (extended regex)       all absent: every request
@@ -102,6 +102,7 @@ int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
  *	     "stall" with "ms" (absent: until /faults/clear), then goes on as if nothing had been;
  *	     "truncate" with "bytes" of the answer's body; "garble";
  *	     "slow_response", "slow_request" with "bytes_per_s"
- * The first rule that matches acts. A client that leaves ends its stall; what it asked for "before" is then not done. */
+ * The first rule that matches acts. A client that leaves ends its stall; what it asked for "before" is then not done.
+*/
 
 #endif

@@ -26,9 +26,10 @@ struct upload {
 static void refuse(struct request *q, int status, const char *code, const char *message)
 {
 	CLEANUP(text_free) char *id = uuid_new();
-	CLEANUP(text_free) char *body = text_format("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>%s"
-						    "</Message><RequestId>%.16s</RequestId></Error>",
-						    code, message, id);
+	CLEANUP(text_free)
+	char *body = text_format("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>%s"
+				 "</Message><RequestId>%.16s</RequestId></Error>",
+				 code, message, id);
 	answer_text(&q->answer, status, "application/xml", body);
 }
 
@@ -101,7 +102,8 @@ static char *sign(struct storage *st, const char *method, const char *key, const
 	CLEANUP(text_free) char *credential = text_format("SANDBOX/%.8s/eu-west-1/s3/aws4_request", date);
 	CLEANUP(text_free) char *credential_text = url_encode(credential, false);
 	CLEANUP(text_free) char *names_text = url_encode(names, false);
-	CLEANUP(text_free) char *query =
+	CLEANUP(text_free)
+	char *query =
 		text_format("X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=%s&X-Amz-Date=%s&X-Amz-Expires=%lld"
 			    "&X-Amz-SignedHeaders=%s%s",
 			    credential_text, date, (long long)(lifetime_ms / 1000), names_text, more);
@@ -126,12 +128,12 @@ char *storage_sign_put(struct storage *st, const char *key, const char *content_
 	o->content_type = text_copy(content_type);
 	o->signed_ms = sandbox_now_ms(st->sandbox);
 	sandbox_changed(st->sandbox);
-	CLEANUP(text_free) char *names =
-		text_format("%shost%s", signs_type ? "content-type;" : "", acl != NULL ? ";x-amz-acl" : "");
+	CLEANUP(text_free)
+	char *names = text_format("%shost%s", signs_type ? "content-type;" : "", acl != NULL ? ";x-amz-acl" : "");
 	CLEANUP(text_free) char *type_line = text_format("content-type:%s\n", content_type);
-	CLEANUP(text_free) char *headers = text_format("%shost:%s\n%s%s%s", signs_type ? type_line : "", storage_host(st),
-						       acl != NULL ? "x-amz-acl:" : "", acl != NULL ? acl : "",
-						       acl != NULL ? "\n" : "");
+	CLEANUP(text_free)
+	char *headers = text_format("%shost:%s\n%s%s%s", signs_type ? type_line : "", storage_host(st),
+				    acl != NULL ? "x-amz-acl:" : "", acl != NULL ? acl : "", acl != NULL ? "\n" : "");
 	return sign(st, "PUT", key, names, headers, lifetime_ms, "");
 }
 
@@ -174,7 +176,8 @@ static bool is_authorized(struct request *q, const char *method)
 	CLEANUP(text_free) char *expires = request_query(q, "X-Amz-Expires");
 	if (request_header(q, "Authorization") != NULL) {
 		refuse(q, 400, "InvalidArgument",
-		       "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string "
+		       "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query "
+		       "string "
 		       "parameter or the Authorization header should be specified");
 		return false;
 	}
@@ -196,7 +199,8 @@ static bool is_authorized(struct request *q, const char *method)
 	free(headers);
 	if (strcmp(expected, given) != 0) {
 		refuse(q, 403, "SignatureDoesNotMatch",
-		       "The request signature we calculated does not match the signature you provided. Check your key and signing "
+		       "The request signature we calculated does not match the signature you provided. Check your key "
+		       "and signing "
 		       "method.");
 		return false;
 	}
@@ -237,8 +241,7 @@ static void object_free(struct object *o)
 static void forget_objects(struct storage *st, bool deletes)
 {
 	struct object *o, *next;
-	HASH_ITER(hh, st->objects, o, next)
-	{
+	HASH_ITER (hh, st->objects, o, next) {
 		HASH_DEL(st->objects, o);
 		if (deletes && o->path != NULL)
 			unlink(o->path);
@@ -281,8 +284,7 @@ cJSON *storage_save(const struct storage *st)
 void storage_load(struct storage *st, const cJSON *saved)
 {
 	const cJSON *one;
-	cJSON_ArrayForEach(one, saved)
-	{
+	cJSON_ArrayForEach (one, saved) {
 		struct object *o = calloc(1, sizeof *o);
 		if (o == NULL)
 			abort();
@@ -322,7 +324,8 @@ int storage_use(struct storage *st, struct object *o, struct content *ret)
 	return 0;
 }
 
-int storage_keep(struct storage *st, const void *bytes, size_t count, struct content *ret, char ret_sha256[SHA256_HEX_BYTES])
+int storage_keep(struct storage *st, const void *bytes, size_t count, struct content *ret,
+		 char ret_sha256[SHA256_HEX_BYTES])
 {
 	unsigned char digest[32];
 	EVP_Digest(bytes, count, digest, NULL, EVP_sha256(), NULL);
@@ -406,7 +409,8 @@ static void handle_put(struct request *q)
 	struct upload *u = q->own;
 	struct object *o = storage_find(st, q->path + 1);
 	if (u->size_bytes != q->length_bytes) {
-		refuse(q, 400, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header");
+		refuse(q, 400, "IncompleteBody",
+		       "You did not provide the number of bytes specified by the Content-Length HTTP header");
 		return;
 	}
 	if (o == NULL) { /* signed before a reset */
@@ -499,7 +503,8 @@ static void handle_get(struct request *q)
 	answer_header(&q->answer, "Accept-Ranges", "bytes");
 	answer_header(&q->answer, "Content-Type", mime == NULL ? "application/octet-stream" : mime);
 	if (is_part) {
-		CLEANUP(text_free) char *range =
+		CLEANUP(text_free)
+		char *range =
 			text_format("bytes %lld-%lld/%lld", (long long)from, (long long)to, (long long)c->size_bytes);
 		answer_header(&q->answer, "Content-Range", range);
 	}

@@ -1,7 +1,8 @@
 #ifndef SESSIONFS_TESTS_SANDBOX_STORAGE_H
 #define SESSIONFS_TESTS_SANDBOX_STORAGE_H
 
-/* Object storage behind signed links, as strict as S3: what is not signed is not let in. The sandbox's lock is held in all of these. */
+/* Object storage behind signed links, as strict as S3: what is not signed is not let in. The sandbox's lock is held in
+ * all of these. */
 
 #include "tests/sandbox/core.h"
 
@@ -9,8 +10,8 @@
 
 struct object {
 	char *key;
-	char *content_type;  /* as signed; NULL: none was */
-	char *path;          /* NULL until it was PUT, and again once used */
+	char *content_type; /* as signed; NULL: none was */
+	char *path;         /* NULL until it was PUT, and again once used */
 	char sha256[SHA256_HEX_BYTES];
 	int64_t size_bytes, signed_ms;
 	bool is_put, is_used;
@@ -45,7 +46,8 @@ struct object *storage_find(struct storage *st, const char *key);
 int storage_use(struct storage *st, struct object *o, struct content *ret);
 
 /* Keeps bytes that came another way. */
-int storage_keep(struct storage *st, const void *bytes, size_t count, struct content *ret, char ret_sha256[SHA256_HEX_BYTES]);
+int storage_keep(struct storage *st, const void *bytes, size_t count, struct content *ret,
+		 char ret_sha256[SHA256_HEX_BYTES]);
 
 /* The storage of the service whose state this is. */
 struct storage *storage_from(void *state);

@@ -78,10 +78,8 @@ size_t xlsx_make(const cJSON *data, char **ret)
 		abort();
 	fputs(XML "<worksheet xmlns=\"" SHEETS "\"><sheetData>", out);
 	const cJSON *group, *field;
-	cJSON_ArrayForEach(group, data)
-	{
-		cJSON_ArrayForEach(field, group)
-		{
+	cJSON_ArrayForEach (group, data) {
+		cJSON_ArrayForEach (field, group) {
 			char *value = cJSON_PrintUnformatted(field);
 			fputs("<row>", out);
 			put_cell(out, group->string);
@@ -97,9 +95,11 @@ size_t xlsx_make(const cJSON *data, char **ret)
 	struct part parts[] = {
 		{ .name = "[Content_Types].xml",
 		  .text = XML "<Types xmlns=\"http://schemas.openxmlformats.org/package/2006/content-types\">"
-			      "<Default Extension=\"rels\" ContentType=\"application/vnd.openxmlformats-package.relationships+xml\"/>"
+			      "<Default Extension=\"rels\" "
+			      "ContentType=\"application/vnd.openxmlformats-package.relationships+xml\"/>"
 			      "<Override PartName=\"/xl/workbook.xml\" ContentType=\"" TYPES "sheet.main+xml\"/>"
-			      "<Override PartName=\"/xl/worksheets/sheet1.xml\" ContentType=\"" TYPES "worksheet+xml\"/></Types>" },
+			      "<Override PartName=\"/xl/worksheets/sheet1.xml\" ContentType=\"" TYPES
+			      "worksheet+xml\"/></Types>" },
 		{ .name = "_rels/.rels",
 		  .text = XML "<Relationships xmlns=\"" RELATIONS "\"><Relationship Id=\"rId1\" Type=\"" OFFICE
 			      "/officeDocument\" Target=\"xl/workbook.xml\"/></Relationships>" },

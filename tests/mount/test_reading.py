@@ -1,0 +1,329 @@
+"""What a mount shows: names, sizes, times, attributes and bytes, what it costs in requests, and that it stays the same."""
+
+import base64
+import errno
+import json
+import os
+import re
+import statistics
+import stat
+import subprocess
+import time
+
+from harness import (TOKEN, MountCase, SharedMount, attribute, check_log, main, needs, paper_bytes, read, run, sha256_of, wait_for)
+
+
+class OneFolder(SharedMount):
+    options = {"ttl": "0s"}
+
+    def add(self, filename, data=None, **fields):
+        data = data if data is not None else paper_bytes()
+        answer = self.sandbox.document(self.session, filename, base64=base64.b64encode(data).decode(), **fields)
+        return data, answer
+
+    def test_a_document_has_its_name_size_time_and_bytes(self):
+        data, answer = self.add("bill.pdf", created_ms=1_600_000_000_000)
+        path = os.path.join(self.dir, "bill.pdf")
+        wait_for(lambda: os.path.exists(path), 10, "it is listed")
+        info = os.stat(path)
+        self.assertEqual((len(data), 1_600_000_000, 0o444, 1),
+                         (info.st_size, int(info.st_mtime), stat.S_IMODE(info.st_mode) & 0o444, info.st_nlink))
+        self.assertEqual(0, info.st_mode & 0o222)
+        self.assertEqual((len(data) + 511) // 512, info.st_blocks)
+        self.assertEqual(data, read(path))
+        with open(path, "rb") as f:
+            f.seek(1000)
+            self.assertEqual(data[1000:1100], f.read(100))
+
+    @needs("getfattr")
+    def test_getfattr_prints_what_the_service_says(self):
+        data, _ = self.add("bill.pdf", status="processed", pages=3)
+        path = os.path.join(self.dir, "bill.pdf")
+        wait_for(lambda: os.path.exists(path), 10, "it is listed")
+        done = run(["getfattr", "-d", "--absolute-names", path])
+        self.assertEqual(0, done.status, done)
+        for line in ('user.sessionfs.status="processed"', 'user.sessionfs.state="ready"', 'user.sessionfs.filename="bill.pdf"',
+                     'user.sessionfs.sha256="%s"' % sha256_of(data), 'user.sessionfs.size="%d"' % len(data),
+                     'user.sessionfs.mime="application/pdf"', 'user.mime_type="application/pdf"', 'user.sessionfs.pages="3"'):
+            self.assertIn(line, done.out.split("\n"))
+        self.assertIn("user.sessionfs.as_of=", done.out)
+        self.assertNotIn("user.sessionfs.error", done.out)
+        self.assertNotIn("user.sessionfs.json", done.out, "it is given on request alone")
+        self.assertEqual("bill.pdf", json.loads(attribute(path, "json"))["filename"])
+        done = run(["getfattr", "-d", "--absolute-names", self.dir])
+        self.assertIn('user.sessionfs.id="%s"' % self.session, done.out.split("\n"))
+        self.assertIn('user.sessionfs.documents="1"', done.out.split("\n"))
+        self.assertIn('user.sessionfs.ready="1"', done.out.split("\n"))
+
+    def test_a_document_asked_to_be_parsed_goes_from_processing_to_processed(self):
+        self.add("bill.pdf", status="uploaded")
+        path = os.path.join(self.dir, "bill.pdf")
+        wait_for(lambda: os.path.exists(path), 10, "it is listed")
+        self.assertEqual(("uploaded", "stored"), (attribute(path, "status"), attribute(path, "state")))
+        done = self.mount.command("run", self.dir)
+        self.assertEqual(0, done.status, done)
+        seen = []
+
+        def look():
+            os.listdir(self.dir)
+            one = (attribute(path, "status"), attribute(path, "state"))
+            if seen[-1:] != [one]:
+                seen.append(one)
+            return one == ("processed", "ready")
+        wait_for(look, 30, "processed")
+        self.assertIn("processing", [state for _, state in seen], seen)
+
+    def test_a_document_nobody_asked_to_be_parsed_rests(self):
+        path = os.path.join(self.dir, "bill.pdf")
+        self.assertEqual(0, run(["cp", self.paper(), path]).status)
+        self.sandbox.control("POST", "/clock", {"advance_ms": 3_600_000})
+        os.listdir(self.dir)
+        self.assertEqual(("uploaded", "stored"), (attribute(path, "status"), attribute(path, "state")))
+
+    def test_a_remote_change_shows_after_the_ttl(self):
+        self.add("one.pdf")
+        wait_for(lambda: os.listdir(self.dir) == ["one.pdf"], 10, "one")
+        _, two = self.add("two.pdf")
+        wait_for(lambda: sorted(os.listdir(self.dir)) == ["one.pdf", "two.pdf"], 10, "two")
+        self.sandbox.control("POST", "/detach", {"session": self.session, "document": two["id"]})
+        wait_for(lambda: os.listdir(self.dir) == ["one.pdf"], 10, "one again")
+
+    def test_an_attribute_outside_user_or_unknown_is_absent(self):
+        self.add("one.pdf")
+        path = os.path.join(self.dir, "one.pdf")
+        wait_for(lambda: os.path.exists(path), 10, "it is listed")
+        for name in ("user.sessionfs.nothing", "system.posix_acl_access", "user.other"):
+            self.refused(errno.ENODATA, os.getxattr, path, name)
+        for name, value in (("user.comment", b"x"), ("user.sessionfs.status", b"x")):
+            self.refused(errno.EOPNOTSUPP, os.setxattr, path, name, value)
+
+    def test_bytes_that_do_not_match_their_hash_are_not_given(self):
+        self.add("one.pdf", sha256="0" * 64)
+        path = os.path.join(self.dir, "one.pdf")
+        wait_for(lambda: os.path.exists(path), 10, "it is listed")
+        self.expects(r".")
+        with self.assertRaises(OSError):
+            read(path)
+
+    def test_a_session_is_reached_by_its_id_too(self):
+        self.add("one.pdf")
+        link = os.path.join(self.mount.path, self.session)
+        self.assertTrue(os.path.islink(link))
+        self.assertEqual(os.path.basename(self.dir), os.path.basename(os.readlink(link)))
+        self.assertNotIn(self.session, os.listdir(self.mount.path))
+        wait_for(lambda: os.listdir(link) == ["one.pdf"], 10, "listed through the link")
+
+    def test_statfs_tells_large_constants_without_a_request(self):
+        before = self.sandbox.last_request()
+        info = os.statvfs(self.dir)
+        self.assertEqual(255, info.f_namemax)
+        self.assertGreater(info.f_bavail * info.f_frsize, 1 << 30)
+        self.assertEqual(before, self.sandbox.last_request())
+
+
+HOSTILE = ["../../etc/passwd", "two\nlines.pdf", "x" * 300 + ".pdf", "", "a/b/c.pdf", "..", ".", "\u202efdp.exe", "tab\there.pdf",
+           ".sessionfs", ".results", "~$draft.docx", "name.pdf", "name.pdf", "name.pdf", "caf\u00e9.pdf", "\U0001f9fe.pdf", "-rf", "bell\a.pdf"]
+# As raw JSON: half a surrogate pair, a NUL.
+HOSTILE_JSON = ['"lone \\ud800.pdf"', '"nul \\u0000 in.pdf"']
+
+
+class HostileNames(MountCase):
+    def test_all_are_listed_and_openable_and_stay_as_they_were_over_remounts(self):
+        folder = self.new_folder()
+        sandbox = self.new_sandbox(folder)
+        session = sandbox.session("../evil/session")
+        same = sandbox.session("../evil/session")
+        wanted = {}
+        for name in HOSTILE:
+            data = paper_bytes()
+            wanted[sha256_of(data)] = data
+            sandbox.document(session, name, base64=base64.b64encode(data).decode())
+        for raw in HOSTILE_JSON:
+            data = paper_bytes()
+            wanted[sha256_of(data)] = data
+            sandbox.control("POST", "/document", {"session": session, "filename_json": raw,
+                                                  "base64": base64.b64encode(data).decode()})
+        mount = self.new_mount(sandbox, folder, [session, same])
+
+        def look():
+            seen = {}
+            for name in sorted(mount.folders()):
+                inside = os.path.join(mount.path, name)
+                self.assertEqual(mount.path, os.path.dirname(os.path.realpath(inside)))
+                for entry in os.scandir(os.fsencode(inside)):
+                    entry.name.decode("utf-8")
+                    self.assertNotRegex(entry.name, rb"[\x00-\x1f/\x7f]")
+                    self.assertNotIn("\u202e".encode(), entry.name)
+                    self.assertLessEqual(len(entry.name), 255)
+                    info = entry.stat(follow_symlinks=False)
+                    seen[entry.name] = (name, info.st_ino, info.st_mtime_ns, sha256_of(read(entry.path)))
+            return seen
+        first = None
+        for ending in (mount.stop, mount.kill, mount.stop):
+            mount.start().names_seen(2)
+            wait_for(lambda: len(look()) >= len(wanted), 20, "all are listed")
+            seen = look()
+            self.assertEqual(sorted(wanted), sorted(one[3] for one in seen.values()))
+            self.assertEqual(len(wanted), len({one[1] for one in seen.values()}), "inode numbers repeat")
+            if first is not None:
+                self.assertEqual(first, seen)
+            first = seen
+            self.assertIn(b"name.pdf", seen)
+            ending()
+
+    def test_fifty_documents_of_one_name_have_fifty_stable_names_and_the_oldest_keeps_it(self):
+        folder = self.new_folder()
+        sandbox = self.new_sandbox(folder)
+        session = sandbox.session("Q1")
+        ids = [sandbox.document(session, "invoice.pdf", text="invoice number %d" % i, created_ms=1_700_000_000_000 + i * 1000)["id"]
+               for i in range(50)]
+        mount = self.new_mount(sandbox, folder, [session]).start().names_seen(1)
+        inside = os.path.join(mount.path, "Q1")
+        wait_for(lambda: len(os.listdir(inside)) == 50, 20, "all fifty")
+        self.assertEqual(ids[0], attribute(os.path.join(inside, "invoice.pdf"), "id"))
+        before = {n: attribute(os.path.join(inside, n), "id") for n in os.listdir(inside)}
+        self.assertEqual(sorted(ids), sorted(before.values()))
+        for n in before:
+            self.assertRegex(n, r"^invoice.*\.pdf$")
+        sandbox.control("POST", "/detach", {"session": session, "document": ids[0]})
+        self.assertEqual(0, mount.command("refresh", inside).status)
+        wait_for(lambda: len(os.listdir(inside)) == 49, 20, "one has left")
+        self.assertNotIn("invoice.pdf", os.listdir(inside), "a name once shown has moved to another document")
+        mount.stop()
+        mount.start().names_seen(1)
+        wait_for(lambda: len(os.listdir(inside)) == 49, 20, "after a remount")
+        for n in os.listdir(inside):
+            self.assertEqual(before[n], attribute(os.path.join(inside, n), "id"))
+
+    def test_names_live_in_the_state_folder_and_survive_the_loss_of_the_cache(self):
+        folder = self.new_folder()
+        sandbox = self.new_sandbox(folder)
+        session = sandbox.session("Q1")
+        for i in range(6):
+            sandbox.document(session, "invoice.pdf", text="invoice number %d" % i)
+        mount = self.new_mount(sandbox, folder, [session]).start().names_seen(1)
+        inside = os.path.join(mount.path, "Q1")
+        wait_for(lambda: len(os.listdir(inside)) == 6, 20, "all six")
+        before = {n: (attribute(os.path.join(inside, n), "id"), os.stat(os.path.join(inside, n)).st_ino) for n in os.listdir(inside)}
+        mount.stop()
+        self.assertEqual(0, run(["rm", "-rf", mount.options["cache_dir"]]).status)
+        mount.start().names_seen(1)
+        wait_for(lambda: len(os.listdir(inside)) == 6, 20, "all six again")
+        self.assertEqual(before, {n: (attribute(os.path.join(inside, n), "id"), os.stat(os.path.join(inside, n)).st_ino)
+                                  for n in os.listdir(inside)})
+
+
+class Requests(MountCase):
+    """What it costs, counted at the service."""
+
+    def setting(self, count, **options):
+        folder = self.new_folder()
+        sandbox = self.new_sandbox(folder)
+        session = sandbox.session("Big")
+        if count:
+            sandbox.document(session, "document.pdf", count=count, pattern="document-{n}.pdf", size=1500)
+        mount = self.new_mount(sandbox, folder, [session], **options).start().names_seen(1)
+        return sandbox, mount, session, os.path.join(mount.path, "Big")
+
+    @needs("getfattr")
+    def test_a_thousand_documents_are_67_list_requests_and_then_none_within_the_ttl(self):
+        sandbox, mount, session, inside = self.setting(1000, ttl="10m")
+        wait_for(lambda: len(os.listdir(inside)) == 1000, 60, "a thousand names")
+        time.sleep(0.5)  # whatever was begun for it has been sent
+        pages = [r for r in sandbox.requests() if r["method"] == "GET" and re.search(r"/sessions/[^/]+/documents$", r["path"])]
+        self.assertEqual(67, len(pages))
+        before = sandbox.last_request()
+        done = run(["getfattr", "-d", "-R", "--absolute-names", inside])
+        self.assertEqual(0, done.status, done.err)
+        self.assertEqual(1000, done.out.count('user.sessionfs.status='))
+        done = run(["ls", "-l", inside])
+        self.assertEqual((0, 1001), (done.status, len(done.out.rstrip("\n").split("\n"))))
+        self.assertEqual(before, sandbox.last_request(), "getfattr -d and ls -l of what is listed cost requests: %r" % [
+            (r["method"], r["path"]) for r in sandbox.requests(before)][:5])
+
+    def test_one_copy_of_a_new_file_is_one_sign_one_put_one_upload_call_and_nothing_else(self):
+        sandbox, mount, session, inside = self.setting(0, ttl="10m")
+        os.listdir(inside)
+        time.sleep(0.3)
+        before = sandbox.last_request()
+        data = paper_bytes()
+        source = os.path.join(mount.folder, "new.pdf")
+        with open(source, "wb") as f:
+            f.write(data)
+        self.assertEqual(0, run(["cp", source, inside]).status)
+        time.sleep(0.5)
+        sent = sandbox.requests(before)
+        self.assertEqual([("POST", "/vapor/signed-storage-url"), ("PUT", None),
+                          ("POST", "/extractions/sessions/%s/documents/upload" % session)],
+                         [(r["method"], r["path"] if r["origin"] == "api" else None) for r in sent])
+        self.assertEqual([True, False, True], [r["had_authorization"] for r in sent])
+        put = sent[1]
+        self.assertNotIn("Expect", put["headers"])
+        self.assertNotIn("Transfer-Encoding", put["headers"])
+        self.assertEqual(str(len(data)), put["headers"]["Content-Length"])
+
+    def test_the_token_goes_to_the_api_alone_and_into_no_log_attribute_or_command_line(self):
+        sandbox, mount, session, inside = self.setting(3, ttl="10m", log="debug")
+        wait_for(lambda: len(os.listdir(inside)) == 3, 20, "three")
+        for name in os.listdir(inside):
+            read(os.path.join(inside, name))
+        for r in sandbox.requests():
+            self.assertEqual(r["origin"] == "api", r["had_authorization"], r)
+        self.assertIn("storage", {r["origin"] for r in sandbox.requests()})
+        self.assertNotIn(TOKEN, mount.log())
+        self.assertNotIn("Signature=", mount.log(), "a signed link is as good as a token")
+        self.assertNotIn(TOKEN.encode(), read("/proc/%d/cmdline" % mount.process.pid))
+        found = subprocess.run(["grep", "-rl", TOKEN, mount.options["state_dir"], mount.options["cache_dir"]],
+                               stdout=subprocess.PIPE, check=False).stdout
+        self.assertEqual(b"", found)
+
+    def test_reading_a_document_twice_fetches_it_once(self):
+        sandbox, mount, session, inside = self.setting(1, ttl="10m")
+        wait_for(lambda: len(os.listdir(inside)) == 1, 20, "one")
+        path = os.path.join(inside, os.listdir(inside)[0])
+        first = read(path)
+        before = sandbox.last_request()
+        self.assertEqual(first, read(path))
+        mount.stop()
+        mount.start().names_seen(1)
+        self.assertEqual(first, read(path))
+        self.assertEqual([], [r for r in sandbox.requests(before) if r["origin"] == "storage"])
+
+    def test_ten_listings_at_once_ask_once(self):
+        sandbox, mount, session, inside = self.setting(30, ttl="10m")
+        mount.stop()
+        sandbox.set(latency_ms=200)
+        mount.options["cache_dir"] += "-new"
+        mount.write_config()
+        mount.start().names_seen(1)
+        before = sandbox.last_request()
+        done = run("for i in 1 2 3 4 5 6 7 8 9 10; do ls '%s' > /dev/null & done; wait" % inside)
+        self.assertEqual(0, done.status, done)
+        asked = [r["path"] + "?" + r["query"] for r in sandbox.requests(before) if r["method"] == "GET"]
+        self.assertEqual(sorted(set(asked)), sorted(asked), "a page was asked for twice")
+
+    def test_listing_cold_and_warm_takes_milliseconds_not_seconds(self):
+        sandbox, mount, session, inside = self.setting(1000, ttl="10m")
+        began = time.monotonic()
+        wait_for(lambda: len(os.listdir(inside)) == 1000, 60, "a thousand names")
+        cold = time.monotonic() - began
+        times = []
+        for _ in range(5):
+            began = time.monotonic()
+            run(["ls", "-l", inside])
+            times.append(time.monotonic() - began)
+        print("     1,000 documents: cold %.0f ms, warm ls -l %.0f ms" % (cold * 1000, statistics.median(times) * 1000))
+        self.assertLess(statistics.median(times), 2)
+
+
+class ByDesignOfTheLog(MountCase):
+    def test_the_check_of_the_log_can_fail(self):
+        with self.assertRaises(AssertionError):
+            check_log("info: fine\nerror: raydocs: GET /x: 503\n", [])
+        check_log("error: raydocs: GET /x: 503\n", ["503"])
+        with self.assertRaises(AssertionError):
+            check_log("==12==ERROR: AddressSanitizer: heap-use-after-free\n", ["."])
+
+
+if __name__ == "__main__":
+    main()

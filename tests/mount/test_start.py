@@ -1,0 +1,324 @@
+"""Starting and ending: one sentence for each failure, a mount in the background only after the service has answered, and the same
+options in the file, with -o and from fstab."""
+
+import os
+import shutil
+import signal
+import stat
+
+from harness import (SESSIONFS, SLACK, TOKEN, MountCase, environment, main, mounts_under, needs, paper_bytes,
+                     processes_of, read, run, sha256_of, wait_for, write)
+
+LOOPBACK_CLOSED = "http://127.0.0.1:9"  # discard: nobody listens
+
+
+class Start(MountCase):
+    def setting(self, **options):
+        self.folder = self.new_folder()
+        self.sandbox = self.new_sandbox(self.folder)
+        self.session = self.sandbox.session("Q1")
+        self.mount = self.new_mount(self.sandbox, self.folder, [self.session], **options)
+
+    def in_background(self, *words, seconds=30):
+        """`sessionfs test MOUNTPOINT` as a user types it: it returns once the mount is there."""
+        done = self.mount.command("test", self.mount.path, *words, seconds=seconds)
+        return done
+
+    def end_background(self):
+        pids = processes_of(self.mount.path)
+        done = run(["fusermount3", "-u", self.mount.path], 20)
+        self.assertEqual(0, done.status, done)
+        wait_for(lambda: not any(os.path.exists("/proc/%d" % p) for p in pids), 20, "the daemon has ended")
+
+    def fails_with(self, *patterns, words=(), seconds=30):
+        done = self.in_background(*words, seconds=seconds)
+        self.assertNotEqual(0, done.status, done)
+        self.assertEqual([], mounts_under(self.mount.path))
+        sentences = [line for line in done.err.strip().split("\n") if line]
+        self.assertEqual(1, len(sentences), "not one sentence: %s" % done.err)
+        for pattern in patterns:
+            self.assertRegex(done.err, pattern)
+        self.assertNotIn(TOKEN, done.out + done.err)
+        wait_for(lambda: not processes_of(self.mount.path), 10, "nothing runs")
+        return done
+
+
+class Failures(Start):
+    def test_a_bad_token_is_one_sentence_that_says_where_to_make_one(self):
+        self.setting()
+        self.mount.write_token("rd_live_wrong")
+        self.fails_with(r"401|token", r"API Keys")
+
+    def test_a_service_that_cannot_be_reached_is_one_sentence(self):
+        self.setting(url=LOOPBACK_CLOSED)
+        done = self.fails_with(r"127\.0\.0\.1:9", seconds=40)
+        self.assertLess(done.seconds, 15 * SLACK)
+
+    def test_start_strict_fails_even_when_something_is_remembered(self):
+        self.setting()
+        self.assertEqual(0, self.in_background().status)
+        self.end_background()
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        self.fails_with("127", words=("-o", "start=strict"), seconds=40)
+
+    def test_no_token_is_one_sentence_that_names_setup(self):
+        self.setting()
+        os.unlink(self.mount.token_file)
+        self.mount.options["token_file"] = None
+        self.mount.write_config()
+        self.fails_with(r"setup")
+
+    def test_a_token_file_that_others_can_read_is_refused(self):
+        self.setting()
+        os.chmod(self.mount.token_file, 0o644)
+        self.fails_with(r"token", r"read|0600|chmod|mode")
+
+    def test_an_unknown_option_is_named(self):
+        self.setting()
+        self.fails_with(r"colour", words=("-o", "colour=blue"))
+
+    def test_a_bad_value_is_named(self):
+        self.setting()
+        self.fails_with(r"ttl", words=("-o", "ttl=soon"))
+
+    def test_plain_http_to_another_host_is_refused(self):
+        self.setting(url="http://192.0.2.1")
+        self.fails_with(r"https?")
+
+    def test_a_mount_point_that_is_not_there_is_named(self):
+        self.setting()
+        shutil.rmtree(self.mount.path)
+        self.fails_with(r"mnt")
+
+    def test_an_unknown_source_is_named(self):
+        self.setting()
+        done = self.mount.command("nowhere", self.mount.path)
+        self.assertNotEqual(0, done.status)
+        self.assertIn("nowhere", done.err)
+
+    def test_a_second_mount_of_one_state_folder_is_refused_by_pid(self):
+        self.setting()
+        self.mount.start().names_seen(1)
+        other = os.path.join(self.folder, "other")
+        os.mkdir(other)
+        done = self.mount.command("test", other, seconds=60)
+        self.assertNotEqual(0, done.status)
+        self.assertIn(str(self.mount.process.pid), done.err)
+        self.assertEqual([], mounts_under(other))
+
+    def test_no_arguments_and_help_and_version(self):
+        done = run([SESSIONFS])
+        self.assertNotEqual(0, done.status)
+        self.assertIn("-h", done.err + done.out)
+        done = run([SESSIONFS, "-h"])
+        self.assertEqual(0, done.status)
+        for word in ("setup", "close_timeout", "token_file", "remove", "template"):
+            self.assertIn(word, done.out)
+        done = run([SESSIONFS, "-V"])
+        self.assertEqual(0, done.status)
+        self.assertRegex(done.out, r"sessionfs.*\d+\.\d+")
+
+
+class Background(Start):
+    def test_the_command_returns_0_once_the_mount_is_there_and_SIGTERM_ends_it(self):
+        self.setting()
+        done = self.in_background()
+        self.assertEqual(0, done.status, done)
+        self.assertIn(self.mount.path, mounts_under(self.mount.path))
+        wait_for(lambda: "Q1" in os.listdir(self.mount.path), 10, "the session shows")
+        pids = processes_of(self.mount.path)
+        self.assertEqual(1, len(pids))
+        self.assertEqual("/", os.readlink("/proc/%d/cwd" % pids[0]))
+        os.kill(pids[0], signal.SIGTERM)
+        wait_for(lambda: not os.path.exists("/proc/%d" % pids[0]), 20, "it has ended")
+        self.assertEqual([], mounts_under(self.mount.path))
+
+    def test_fusermount3_u_ends_it(self):
+        self.setting()
+        self.assertEqual(0, self.in_background().status)
+        self.end_background()
+        self.assertEqual([], mounts_under(self.mount.path))
+
+    def test_start_auto_shows_what_is_remembered_when_the_service_is_away(self):
+        self.setting()
+        self.sandbox.document(self.session, "a.pdf", text="text")
+        self.assertEqual(0, self.in_background().status)
+        inside = os.path.join(self.mount.path, "Q1")
+        wait_for(lambda: os.path.isdir(inside) and os.listdir(inside) == ["a.pdf"], 10, "listed")
+        self.end_background()
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        done = self.in_background(seconds=40)
+        self.assertEqual(0, done.status, done)
+        self.assertEqual(["a.pdf"], os.listdir(inside))
+        self.sandbox.control("POST", "/up")
+        self.end_background()
+
+    def test_403_to_the_start_check_proves_the_token(self):
+        self.setting()
+        self.sandbox.control("POST", "/token", {"token": TOKEN, "abilities": ["sessions-read", "sessions-write"]})
+        done = self.in_background()
+        self.assertEqual(0, done.status, done)
+        self.end_background()
+
+    def test_an_interrupt_ends_a_mount_in_the_foreground(self):
+        self.setting()
+        self.mount.start().names_seen(1)
+        self.mount.process.send_signal(signal.SIGINT)
+        self.assertEqual(0, self.mount.process.wait(20 * SLACK))
+        self.assertEqual([], mounts_under(self.mount.path))
+
+
+class WaysToSayIt(Start):
+    def test_all_options_with_o_and_no_configuration(self):
+        self.setting()
+        options = ",".join("%s=%s" % (k, v) for k, v in self.mount.options.items() if k != "service")
+        env = environment({"XDG_CONFIG_HOME": os.path.join(self.folder, "none")}, home=self.folder)
+        done = run([SESSIONFS, "raydocs", self.mount.path, "-o", options + ",session=" + self.session], env=env)
+        self.assertEqual(0, done.status, done)
+        wait_for(lambda: "Q1" in os.listdir(self.mount.path), 10, "the session shows")
+        self.end_background()
+
+    def test_the_options_of_an_fstab_line_as_mount_8_passes_them(self):
+        self.setting(allow_other="yes")
+        done = self.in_background("-o", "rw,_netdev,nofail,noauto,x-systemd.automount,nosuid,nodev,noatime")
+        self.assertEqual(0, done.status, done)
+        with open("/proc/self/mountinfo") as f:
+            line = [x for x in f if self.mount.path in x.split()][0]
+        self.assertIn("fuse.sessionfs", line)
+        self.assertIn("nosuid", line)
+        self.assertIn("allow_other", line)
+        self.end_background()
+
+    def test_the_token_from_the_environment_and_from_a_command(self):
+        self.setting()
+        os.unlink(self.mount.token_file)
+        self.mount.options["token_file"] = None
+        self.mount.write_config()
+        env = dict(self.mount.environment(), SESSIONFS_TOKEN=TOKEN)
+        done = run([SESSIONFS, "test", self.mount.path], env=env)
+        self.assertEqual(0, done.status, done)
+        self.end_background()
+        self.mount.options["token_command"] = "printf '%s\\n' " + TOKEN
+        self.mount.write_config()
+        done = self.in_background()
+        self.assertEqual(0, done.status, done)
+        self.end_background()
+
+    def test_token_command_is_for_the_configuration_file_alone(self):
+        self.setting()
+        self.fails_with("token_command", words=("-o", "token_command=echo x"))
+
+    def test_check_says_how_it_is_by_its_exit_status(self):
+        self.setting()
+        done = self.mount.command("check", "test")
+        self.assertEqual(0, done.status, done)
+        self.assertNotIn(TOKEN, done.out + done.err)
+        self.mount.write_token("rd_live_wrong")
+        self.assertNotEqual(0, self.mount.command("check", "test").status)
+
+    def test_discovery_finds_sessions_when_none_is_named(self):
+        self.setting()
+        self.sandbox.set(**{"sessions__list": "on"})
+        self.mount.sessions = []
+        self.mount.write_config()
+        self.assertEqual(0, self.in_background().status)
+        wait_for(lambda: "Q1" in os.listdir(self.mount.path), 15, "the session is found")
+        self.end_background()
+
+    def test_a_mount_without_sessions_says_what_to_type(self):
+        self.setting(discover="no")
+        self.mount.sessions = []
+        self.mount.write_config()
+        self.mount.start()
+        names = wait_for(lambda: os.listdir(self.mount.path), 10, "a file with words")
+        self.assertEqual(1, len(names))
+        self.assertIn("sessionfs add", read(os.path.join(self.mount.path, names[0])).decode())
+
+
+class FirstSteps(Start):
+    def test_from_a_token_to_the_first_document_in_three_commands(self):
+        self.folder = self.new_folder()
+        self.sandbox = self.new_sandbox(self.folder)
+        session = self.sandbox.session("Q1")
+        mountpoint = os.path.join(self.folder, "mnt")
+        os.mkdir(mountpoint)
+        env = environment({"XDG_CONFIG_HOME": os.path.join(self.folder, "config"),
+                           "XDG_STATE_HOME": os.path.join(self.folder, "state"),
+                           "XDG_CACHE_HOME": os.path.join(self.folder, "cache")}, home=self.folder)
+        base = "url=%s,state_dir=%s,cache_dir=%s" % (self.sandbox.url, self.folder + "/s", self.folder + "/c")
+        setup = run([SESSIONFS, "setup", "raydocs", "-o", base], env=env,
+                    data=("%s\nhttps://dashboard.example/sessions/%s\n\n" % (TOKEN, session)).encode())
+        self.assertEqual(0, setup.status, setup)
+        self.assertNotIn(TOKEN, setup.out + setup.err)
+        self.assertIn("Accounts payable", setup.out + setup.err)
+        stored = [os.path.join(d, f) for d, _, files in os.walk(self.folder + "/config") for f in files
+                  if TOKEN.encode() in read(os.path.join(d, f))]
+        self.assertEqual([0o600], [stat.S_IMODE(os.stat(f).st_mode) for f in stored], stored)
+        mount = run([SESSIONFS, "raydocs", mountpoint, "-o", base], env=env)
+        self.assertEqual(0, mount.status, mount)
+        source = write(os.path.join(self.folder, "bill.pdf"), paper_bytes())
+        wait_for(lambda: "Q1" in os.listdir(mountpoint), 10, "the session shows")
+        cp = run(["cp", source, os.path.join(mountpoint, "Q1")], env=env)
+        self.assertEqual(0, cp.status, cp)
+        self.assertEqual([sha256_of(source)], self.sandbox.hashes(session))
+        pids = processes_of(mountpoint)
+        run(["fusermount3", "-u", mountpoint])
+        wait_for(lambda: not any(os.path.exists("/proc/%d" % p) for p in pids), 20, "the daemon has ended")
+
+
+# Every step as an account without rights; the device file is made usable in a mount namespace of its own where udev did not.
+ORDINARY = r"""
+set -eu
+cd /
+ls -ld "$MNT" > /dev/null
+"$SESSIONFS" test "$MNT"
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -d "$MNT/Q1" ] && break; sleep 0.3; done
+cp "$SOURCE" "$MNT/Q1/bill.pdf"
+ls -l "$MNT/Q1"
+getfattr -n user.sessionfs.state --only-values "$MNT/Q1/bill.pdf"; echo
+cmp "$SOURCE" "$MNT/Q1/bill.pdf"
+stat -c 'owner %u' "$MNT/Q1/bill.pdf"
+fusermount3 -u "$MNT"
+echo all well
+"""
+OUTSIDE = r"""
+set -eu
+mount --make-rprivate / 2>/dev/null || mount --make-rprivate /dev
+if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
+	mknod "$FOLDER/fuse" c 10 229
+	chmod 666 "$FOLDER/fuse"
+	mount --bind "$FOLDER/fuse" /dev/fuse
+fi
+exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$ORDINARY"
+"""
+
+
+class AnOrdinaryUser(Start):
+    @needs("unshare", "setpriv", "getfattr")
+    def test_an_account_without_rights_mounts_copies_reads_and_unmounts(self):
+        self.setting()
+        if not os.stat(shutil.which("fusermount3")).st_mode & stat.S_ISUID:
+            self.skipTest("fusermount3 is not setuid")
+        binary = shutil.copy(SESSIONFS, os.path.join(self.folder, "sessionfs"))
+        source = write(os.path.join(self.folder, "bill.pdf"), paper_bytes())
+        for d, _, files in os.walk(self.folder):
+            os.chown(d, 65534, 65534)
+            for f in files:
+                os.chown(os.path.join(d, f), 65534, 65534)
+        env = dict(self.mount.environment(), SESSIONFS=binary, MNT=self.mount.path, SOURCE=source, FOLDER=self.folder,
+                   ORDINARY=ORDINARY)
+        probe = run(["unshare", "--mount", "--propagation", "unchanged", "sh", "-c",
+                     "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /dev"], env=env)
+        if probe.status != 0:
+            self.skipTest("no mount namespace of our own: " + probe.err.strip())
+        done = run(["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", OUTSIDE], 60, env=env)
+        self.assertEqual(0, done.status, done)
+        self.assertIn("stored", done.out)
+        self.assertIn("owner 65534", done.out)
+        self.assertIn("all well", done.out)
+        wait_for(lambda: not processes_of(self.mount.path), 20, "the daemon has ended")
+        self.assertEqual([sha256_of(source)], self.sandbox.hashes(self.session))
+
+
+if __name__ == "__main__":
+    main()

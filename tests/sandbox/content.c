@@ -87,15 +87,30 @@ static void make_frame(struct content_reader *r)
 	}
 }
 
-static char padding_at(const struct content_reader *r, int64_t q)
+/* Fills a run of the padding from its byte q on. Sixteen digits are drawn at a time: this is what a download of a large
+ * generated content costs. */
+static void fill_padding(const struct content_reader *r, int64_t q, char *out, size_t count)
 {
-	int column = (int)(q % 64);
-	if (column == 0)
-		return '%';
-	if (column == 63)
-		return '\n';
-	uint64_t word = mix(mix(r->made.seed) ^ mix(r->made.index + 1) ^ (uint64_t)(q / 16));
-	return "0123456789abcdef"[(word >> (4 * (q % 16))) & 15];
+	uint64_t key = mix(r->made.seed) ^ mix(r->made.index + 1), word = 0;
+	int64_t drawn = -1;
+	for (size_t i = 0; i < count; i++, q++) {
+		if (q / 16 != drawn) {
+			drawn = q / 16;
+			word = mix(key ^ (uint64_t)drawn);
+		}
+		int column = (int)(q % 64);
+		if (column == 0)
+			out[i] = '%';
+		else if (column == 63)
+			out[i] = '\n';
+		else
+			out[i] = "0123456789abcdef"[(word >> (4 * (q % 16))) & 15];
+	}
+}
+
+static size_t smaller(size_t a, int64_t b)
+{
+	return (int64_t)a < b ? a : (size_t)b;
 }
 
 int64_t content_generated_bytes_min(void)
@@ -145,15 +160,20 @@ long content_read(struct content_reader *r, int64_t offset, void *buf, size_t bu
 		return n < 0 ? -errno : n;
 	}
 	char *out = buf;
-	size_t n = 0;
+	size_t n = 0, run;
 	int64_t tail_at = r->made.size_bytes - r->tail_bytes;
-	for (; n < buf_bytes && offset < r->made.size_bytes; n++, offset++) {
-		if (offset < r->head_bytes)
-			out[n] = r->head[offset];
-		else if (offset >= tail_at)
-			out[n] = r->tail[offset - tail_at];
-		else
-			out[n] = padding_at(r, offset - r->head_bytes);
+	for (; n < buf_bytes && offset < r->made.size_bytes; n += run, offset += (int64_t)run) {
+		size_t room = smaller(buf_bytes - n, r->made.size_bytes - offset);
+		if (offset < r->head_bytes) {
+			run = smaller(room, r->head_bytes - offset);
+			memcpy(out + n, r->head + offset, run);
+		} else if (offset < tail_at) {
+			run = smaller(room, tail_at - offset);
+			fill_padding(r, offset - r->head_bytes, out + n, run);
+		} else {
+			run = room;
+			memcpy(out + n, r->tail + (offset - tail_at), run);
+		}
 	}
 	return (long)n;
 }

@@ -2314,7 +2314,7 @@ static int document_fill(struct raydocs *r, struct document *d, const cJSON *in,
 		return storage_keep(&r->storage, text, strlen(text), &d->content, d->sha256);
 	int64_t size = json_number(in, "size", 0);
 	if (json_get(in, "size") == NULL)
-		size = content_generated_bytes_min() + index * 37 % 4096;
+		size = content_generated_bytes_min() + index * 37 % 997;
 	int64_t seed = json_number(in, "seed", r->series);
 	d->content = content_generated((uint64_t)seed, (uint64_t)index, size);
 	return content_hash(&d->content, d->sha256);

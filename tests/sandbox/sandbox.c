@@ -951,9 +951,10 @@ static enum MHD_Result drop(struct exchange *x, bool reset)
 {
 	const union MHD_ConnectionInfo *info =
 		MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-	struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
+	/* The server says goodbye before it closes, whatever SO_LINGER says; to be rude the socket is unconnected. */
+	struct sockaddr nobody = { .sa_family = AF_UNSPEC };
 	if (reset && info != NULL)
-		setsockopt(info->connect_fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+		(void)connect(info->connect_fd, &nobody, sizeof nobody); /* else it is only closed */
 	return MHD_NO; /* which closes the connection; request_done() writes the log */
 }
 

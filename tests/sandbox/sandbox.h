@@ -86,13 +86,17 @@ int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
  *   POST /session   {"id", "name", "template", "status", "created_ms", "fields": {}}
  *   POST /token     {"token", "user", "abilities": [] or "*", "workspace", "expires_in_ms"}
  *   POST /revoke    {"token"}
- *   POST /document  {"session", "workspace", "id", "filename" or "filename_json" (raw JSON, as "\"a\\u0000b\""),
- *                    "text" | "base64" | "size" [, "seed"] , "count" (with "pattern": "bill-{n}.pdf"), "status",
- *"mime", "sha256", "pages", "fail": bool, "created_ms", "fields": {}, "without": []}; with the "id" of one there is,
- *changes it POST /rename    {"document" | "session", "name"}      POST /attach, /detach {"session", "document"} POST
- * /delete-session {"session"}                      POST /delete-document {"document"} POST /run       {"document" |
- *"session", "at_once": bool}   parsing; at_once: done when this returns GET  /document/ID/content                  the
- *bytes (over HTTP; in-process: POST /content {"document"} as base64)
+ *   POST /document  {"session", "workspace", "id", "filename" or "filename_json" (raw JSON: "\"a\\u0000b\""),
+ *                    "text" | "base64" | "size" [, "seed"], "count" (with "pattern": "bill-{n}.pdf", "from": 1),
+ *                    "status", "mime", "sha256" (may lie), "pages", "fail": bool, "source_url", "created_ms",
+ *                    "fields": {} (replaced in its record), "without": [] (left out)}
+ *                    with the id of one there is: changes it
+ *   POST /rename    {"document" | "session", "name"}
+ *   POST /attach, /detach {"session", "document"}
+ *   POST /delete-session {"session"}   POST /delete-document {"document"}
+ *   POST /run       {"document" | "session", "at_once": bool}   parsing; at_once: done when this returns
+ *   POST /demo                                 what --seed-demo makes
+ *   GET  /document/ID/content                  the bytes; in-process POST /content {"document"}: as base64
  *
  * A fault rule: which requests, when, and what then.
  *   "origin", "method", "route" (a name from --help), "path" (extended regex)       all absent: every request
@@ -102,7 +106,7 @@ int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
  *	     "stall" with "ms" (absent: until /faults/clear), then goes on as if nothing had been;
  *	     "truncate" with "bytes" of the answer's body; "garble";
  *	     "slow_response", "slow_request" with "bytes_per_s"
- * The first rule that matches acts. A client that leaves ends its stall; what it asked for "before" is then not done.
-*/
+ * The first rule that matches acts. A client that leaves ends its stall; what it asked for "before" is then not
+ * done. */
 
 #endif

@@ -797,6 +797,29 @@ static void an_answer_can_be_cut_garbled_or_slow(void **state)
 	assert_true((to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000 > 150);
 }
 
+static void a_connection_can_be_closed_or_reset(void **state)
+{
+	struct fixture *f = *state;
+	static const struct {
+		const char *rule;
+		CURLcode code;
+	} cases[] = {
+		{ "{\"action\":\"close\",\"when\":\"unread\"}", CURLE_GOT_NOTHING },
+		{ "{\"action\":\"close\"}", CURLE_GOT_NOTHING },
+		{ "{\"action\":\"close\",\"reset\":true}", CURLE_RECV_ERROR },
+		{ "{\"action\":\"close\",\"reset\":true,\"when\":\"after\"}", CURLE_RECV_ERROR },
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		struct reply r;
+		assert_int_equal(sandbox_fault(f->sandbox, cases[i].rule), 0);
+		(void)call(f, TOKEN, "GET", "/workspaces", NULL, &r); /* never a whole answer */
+		if (r.code != cases[i].code)
+			fail_msg("%s: %s", cases[i].rule, curl_easy_strerror(r.code));
+		cJSON_Delete(r.json);
+	}
+	assert_int_equal(call_status(f, TOKEN, "GET", "/workspaces", NULL), 200);
+}
+
 struct staller {
 	struct fixture *f;
 	long status;
@@ -958,6 +981,7 @@ int main(void)
 		FRESH(a_fault_before_does_nothing_and_one_after_has_done_it),
 		FRESH(a_fault_strikes_the_nth_request_so_many_times),
 		FRESH(an_answer_can_be_cut_garbled_or_slow),
+		FRESH(a_connection_can_be_closed_or_reset),
 		FRESH(two_hundred_stalled_requests_hold_up_nobody),
 		FRESH(down_refuses_and_up_is_the_same_address),
 		FRESH(the_log_tells_of_a_token_but_never_the_token),

@@ -1,23 +1,29 @@
 /* A backend that remembers another backend's answers.
  *
  * - A listing is remembered for ttl; while one caller asks, the others wait for its answer (single flight), each no longer
- *   than its own deadline. backend_recall_documents() answers from memory and never waits.
+ *   than its own deadline: who leaves does not end the flight, whose answer is remembered all the same. A caller does not
+ *   wait for a flight of lesser urgency. backend_recall_documents() answers from memory and never waits.
  * - What this mount wrote is seen at once: a write's answer is applied to what is remembered, and to a listing that was
  *   asked for before the write and arrives after it. A write whose outcome is unknown makes the answer it overtook
- *   worthless: that one is asked again. (generation)
- * - 404 is remembered too, for ttl; 401 and 403 forget what they concern. When the service is away (FAULT_AWAY,
- *   FAULT_BUDGET) what is remembered goes on being served by recall up to `stale`.
- * - At most listings_max listings and bytes_max bytes of them; the least lately used goes first.
- * Threads: any. Time is handed in through now_ms so that a test can turn the clock. */
+ *   worthless: that one is asked again. What was remembered before it is served by recall with max_age_ms -1 alone.
+ * - 404 is remembered too, for ttl; 401 forgets everything, 403 to a question what was asked about. When the service is
+ *   away (FAULT_AWAY, FAULT_BUDGET) what is remembered goes on being served by recall up to `stale`.
+ * - Sessions and the list of them are remembered for ttl likewise; all other calls are the inner backend's.
+ * - At most listings_max listings and bytes_max bytes of them (estimated); the least lately used goes first.
+ * call->on_page and on_session run on the caller's own thread, for the caller that started the flight and for those who
+ * joined it (from the page then at hand); not when memory answers. Threads: any. Time is handed in through now_ms so
+ * that a test can turn the clock; deadlines are on clock_now_ms()'s scale always. */
 #pragma once
 
 #include "client/backend.h"
 
 struct cache_options {
 	int64_t ttl_ms, stale_ms;
-	int listings_max;           /* 0: 1024 */
-	int64_t (*now_ms)(void);    /* NULL: clock_now_ms */
+	int listings_max;        /* 0: 1024 */
+	int64_t bytes_max;       /* 0: 256 MiB */
+	int64_t (*now_ms)(void); /* NULL: clock_now_ms */
 };
 
-/* On success the cache owns inner: backend_close(*ret) closes both. On failure inner stays the caller's. */
+/* On success the cache owns inner: backend_close(*ret) closes both, after all calls have returned; flights nobody waits
+ * for any more are cancelled. On failure inner stays the caller's. */
 int cache_wrap(struct backend *inner, const struct cache_options *options, struct backend **ret);

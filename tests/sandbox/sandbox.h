@@ -14,6 +14,8 @@
  *
  * Calls are safe from any thread. They return 0 or -errno unless they say otherwise. */
 
+#pragma GCC visibility push(default) /* the rest of the library keeps its names to itself */
+
 struct sandbox;
 
 struct sandbox_options {
@@ -68,6 +70,8 @@ long sandbox_count(struct sandbox *s, const char *route);
 /* Workspace, template, a few sessions and documents of differing status, and one token; made once, again only
  * after a reset. *ret_text (the caller frees it) tells what there is, for people; *ret_token is the token. */
 int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
+
+#pragma GCC visibility pop
 
 /* The control paths, all JSON. Unknown fields are refused, so that a test can't misspell a wish.
  *

@@ -1288,7 +1288,7 @@ static struct document *document_from_object(struct raydocs *r, struct object *o
 static void sign_upload(struct call *c)
 {
 	struct sandbox *s = c->r->sandbox;
-	check_fields(c, " content_type visibility bucket cache_control expires ");
+	check_fields(c, " content_type visibility ");
 	const char *type = body_text(c, "content_type", switch_is(s, "sign.content_type", "required"));
 	const char *visibility = body_text(c, "visibility", false);
 	if (type != NULL && (strchr(type, '/') == NULL || strpbrk(type, "\r\n") != NULL))

@@ -21,6 +21,7 @@
 
 struct backend;
 struct listing;
+struct session;
 
 /* ---- one call ---------------------------------------------------------------------------------------------- */
 
@@ -72,6 +73,9 @@ struct call {
 	/* May be NULL. A listing walk hands over each page as it arrives; `page` is borrowed for the call of it. */
 	void (*on_page)(void *arg, const struct listing *page);
 	void *on_page_arg;
+	/* May be NULL. A call that happens to see the session's own record hands it over; borrowed likewise. */
+	void (*on_session)(void *arg, const struct session *session);
+	void *on_session_arg;
 	struct fault fault; /* out */
 };
 

@@ -1,0 +1,678 @@
+/* The folders of sessions: which there are, what they list, and how that is kept up to date.
+ *
+ * At most one flight a folder is under way, on a pool of its own; who wants its outcome waits on folder->waiters. A flight's pages
+ * are shown as they arrive. Names are saved in the state before the flight counts as ended. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/base/cleanup.h"
+#include "client/base/clock.h"
+#include "client/base/log.h"
+#include "fs/layout.h"
+#include "fs/mount_impl.h"
+
+/* After a flight that failed nobody waits for another one so soon. */
+#define FAILED_PAUSE_MS 5000
+/* A session's own record (its name) is asked for so often. */
+#define SESSION_TTL_MS 600000
+#define WALK_MS_MAX (60 * 60 * 1000)
+#define DISCOVERY_REMEMBERED_MS (7LL * 24 * 3600 * 1000)
+#define NOTICE_RETRY_MS 50
+
+/* ---- notices ----------------------------------------------------------------------------------------------- */
+
+struct notice {
+	struct mount *m;
+	uint64_t ino; /* the folder's, when name is set */
+	char *name;   /* NULL: the inode itself */
+};
+
+static void notice_free(void *arg)
+{
+	struct notice *n = arg;
+	free(n->name);
+	free(n);
+}
+
+static void notice_send(void *arg)
+{
+	struct notice *n = arg;
+	struct mount *m = n->m;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct node *node = tree_find(&m->tree, n->ino);
+	/* The kernel holds the folder's lock as long as such a request is under way, and a notice about a name wants it too. */
+	bool is_locked = n->name && node && node->kind == NODE_FOLDER && ((struct folder *)node)->locked_ops > 0;
+	bool is_served = m->is_served;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_locked && pool_run_later(m->notices, NOTICE_RETRY_MS, notice_send, notice_free, n) == 0)
+		return;
+	if (is_served && n->name)
+		(void)fuse_lowlevel_notify_inval_entry(m->fuse, n->ino, n->name, strlen(n->name)); /* not known there: fine */
+	else if (is_served)
+		(void)fuse_lowlevel_notify_inval_inode(m->fuse, n->ino, -1, 0);
+	notice_free(n);
+}
+
+static void notice_add(struct mount *m, uint64_t ino, const char *name)
+{
+	struct notice *n = calloc(1, sizeof(*n));
+	if (!n)
+		return; /* the kernel's own timeouts end it */
+	n->m = m;
+	n->ino = ino;
+	n->name = name ? strdup(name) : NULL;
+	if ((name && !n->name) || pool_run(m->notices, notice_send, n) < 0)
+		notice_free(n);
+}
+
+void notice_entry(struct mount *m, struct folder *f, const char *name)
+{
+	notice_add(m, f ? f->node.ino : INO_ROOT, name);
+}
+
+void notice_inode(struct mount *m, uint64_t ino)
+{
+	notice_add(m, ino, NULL);
+}
+
+/* tree.lock held. */
+static void tell_kernel(struct mount *m, struct folder *f, const struct layout_change *c)
+{
+	for (int i = 0; i < c->left_count; i++)
+		if (c->left[i]->node.lookups > 0)
+			notice_entry(m, f, c->left[i]->name);
+	for (int i = 0; i < c->altered_count; i++)
+		if (c->altered[i]->node.lookups > 0)
+			notice_inode(m, c->altered[i]->node.ino);
+	if (f->gave_negatives && c->appeared_count > 0) {
+		for (int i = 0; i < c->appeared_count; i++)
+			notice_entry(m, f, c->appeared[i]->name);
+		f->gave_negatives = false;
+	}
+	if (c->left_count + c->appeared_count > 0 && f->node.lookups > 0)
+		notice_inode(m, f->node.ino);
+}
+
+/* ---- saving names ------------------------------------------------------------------------------------------ */
+
+struct saving {
+	struct known_entry *items;
+	char **texts; /* name, id, name, id … owned */
+	int count, room;
+};
+
+static void saving_release(struct saving *s)
+{
+	for (int i = 0; i < 2 * s->count; i++)
+		free(s->texts[i]);
+	free(s->texts);
+	free(s->items);
+}
+
+/* tree.lock held. */
+static int saving_add(struct saving *s, struct entry *e)
+{
+	if (s->count == s->room) {
+		int room = s->room ? s->room * 2 : 32;
+		struct known_entry *items = realloc(s->items, (size_t)room * sizeof(*items));
+		if (!items)
+			return -ENOMEM;
+		s->items = items;
+		char **texts = realloc(s->texts, (size_t)room * 2 * sizeof(*texts));
+		if (!texts)
+			return -ENOMEM;
+		s->texts = texts;
+		s->room = room;
+	}
+	const char *id = entry_document_id(e);
+	char *name_copy = strdup(e->name), *id_copy = id ? strdup(id) : NULL;
+	if (!name_copy || (id && !id_copy)) {
+		free(name_copy);
+		free(id_copy);
+		return -ENOMEM;
+	}
+	s->texts[2 * s->count] = name_copy;
+	s->texts[2 * s->count + 1] = id_copy;
+	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .name = name_copy, .document_id = id_copy,
+						     .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
+						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown };
+	e->is_saved = true;
+	return 0;
+}
+
+static void save(struct mount *m, const char *session_id, const struct saving *s)
+{
+	if (s->count == 0)
+		return;
+	int r = state_save_entries(m->state, session_id, s->items, s->count);
+	if (r < 0)
+		log_warning("state: %d names of session %s could not be saved (%s): after a remount they may be others",
+			    s->count, session_id, strerror(-r));
+}
+
+void folder_save_entry(struct mount *m, struct entry *e)
+{
+	CLEANUP(saving_release) struct saving s = { 0 };
+	CLEANUP(text_release) char *id = NULL;
+
+	pthread_mutex_lock(&m->tree.lock);
+	int r = saving_add(&s, e);
+	id = strdup(e->folder->session.id);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (r == 0 && id)
+		save(m, id, &s);
+}
+
+/* ---- flights ----------------------------------------------------------------------------------------------- */
+
+struct flight {
+	struct mount *m;
+	struct folder *folder; /* held */
+	enum urgency urgency;
+	struct saving saving;
+};
+
+static uint64_t next_ino(void *arg)
+{
+	struct mount *m = arg;
+	return state_next_ino(m->state);
+}
+
+/* tree.lock held. */
+static void show_change(struct flight *fl, struct layout_change *c)
+{
+	for (int i = 0; i < c->appeared_count; i++)
+		if (!c->appeared[i]->is_saved)
+			(void)saving_add(&fl->saving, c->appeared[i]); /* not saved: named anew after a remount */
+	for (int i = 0; i < c->left_count; i++)
+		if (!c->left[i]->is_saved)
+			(void)saving_add(&fl->saving, c->left[i]);
+	tell_kernel(fl->m, fl->folder, c);
+	layout_release(&fl->m->tree, c);
+}
+
+static void on_page(void *arg, const struct listing *page)
+{
+	struct flight *fl = arg;
+	struct mount *m = fl->m;
+	struct layout_change c = { 0 };
+
+	pthread_mutex_lock(&m->tree.lock);
+	(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m, &c); /* the whole follows */
+	show_change(fl, &c);
+	pthread_mutex_unlock(&m->tree.lock);
+	park_wake(m->park, &fl->folder->waiters, 0);
+}
+
+struct loading {
+	struct mount *m;
+	struct folder *folder;
+};
+
+static void load_entry(void *arg, const struct known_entry *k)
+{
+	struct loading *l = arg;
+	struct tree *t = &l->m->tree;
+	struct folder *f = l->folder;
+
+	SCOPED_LOCK(&t->lock);
+	if (!k->document_id || tree_find(t, k->ino) || folder_find(f, k->name) || folder_find_hidden(f, k->name))
+		return; /* local ones come from the queue; a name in use has been taken over */
+	struct entry *e = folder_add_entry(t, f, k->ino, k->name);
+	if (!e)
+		return;
+	e->document_id = strdup(k->document_id);
+	e->mtime_ns = k->mtime_ns;
+	e->attached_wall_ms = k->attached_wall_ms;
+	e->was_there_before = k->was_there_before;
+	e->is_saved = true;
+	if (e->document_id && index_put(&f->unlisted, e) < 0) {
+		free(e->document_id);
+		e->document_id = NULL;
+	}
+	folder_hide_entry(t, e, e->document_id != NULL); /* until a listing has its document */
+}
+
+static void load_entries(struct mount *m, struct folder *f)
+{
+	struct loading l = { m, f };
+
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_loaded = f->entries_loaded;
+	f->entries_loaded = true;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!is_loaded)
+		(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
+}
+
+/* The session's record as the service has it now. */
+static void apply_session(struct mount *m, struct folder *f, const struct session *s)
+{
+	struct session fresh = { 0 };
+	char *old_name = NULL;
+	CLEANUP(text_release) char *shown = NULL;
+
+	if (session_copy(s, &fresh) < 0)
+		return;
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_renamed = f->is_shown && strcmp(f->session.name, fresh.name) != 0;
+	if (is_renamed) {
+		char safe[NAME_BYTES_MAX + 1], name[NAME_BYTES_MAX + 1];
+		name_make_safe(fresh.name, safe);
+		memcpy(name, safe, sizeof(name));
+		for (int n = 4; tree_find_folder_named(&m->tree, name) && tree_find_folder_named(&m->tree, name) != f && n <= 64; n += 4)
+			name_tell_apart(safe, fresh.id, n, name);
+		if (strcmp(name, f->name) != 0 && (shown = strdup(name))) {
+			old_name = f->name;
+			f->name = strdup(name);
+			if (!f->name) {
+				f->name = old_name;
+				old_name = NULL;
+			}
+			m->tree.root_shape++;
+		}
+	}
+	struct session was = f->session;
+	f->session = fresh;
+	if (!f->session.workspace_id && was.workspace_id) {
+		f->session.workspace_id = was.workspace_id;
+		was.workspace_id = NULL;
+	}
+	f->session_asked_ms = clock_now_ms();
+	struct known_session k = { .id = f->session.id, .ino = f->node.ino, .name = strdup(f->name), .server_name = strdup(f->session.name),
+				   .template_id = f->session.template_id, .workspace_id = f->session.workspace_id,
+				   .status = f->session.status, .formats = f->session.formats,
+				   .created_ms = f->session.created_ms, .updated_ms = f->session.updated_ms,
+				   .origin = f->origin, .account_saw_it = true, .is_forgotten = f->origin == ORIGIN_LOOKED_UP };
+	if (old_name)
+		notice_entry(m, NULL, old_name);
+	pthread_mutex_unlock(&m->tree.lock);
+	session_release(&was);
+	/* f->session changes on flights alone, of which there is one a folder: k's borrowed texts stay. */
+	if (k.name && k.server_name) {
+		(void)state_save_session(m->state, m->account, &k); /* logged there */
+		if (old_name)
+			(void)state_save_alias(m->state, k.id, old_name);
+	}
+	if (old_name)
+		log_info("session %s is called '%s' now, and answers to '%s' too", k.id, k.name, old_name);
+	free(k.name);
+	free(k.server_name);
+	free(old_name);
+}
+
+static void on_session(void *arg, const struct session *s)
+{
+	struct flight *fl = arg;
+	apply_session(fl->m, fl->folder, s);
+}
+
+/* A listing that was refused is no longer served. tree.lock held. */
+static void stop_showing(struct mount *m, struct folder *f)
+{
+	struct entry *e;
+	struct snapshot *all = folder_snapshot(&m->tree, f, false);
+	for (int i = 0; all && i < all->count; i++) {
+		e = all->items[i];
+		if (entry_is_local(e) || e->local)
+			continue;
+		if (e->node.lookups > 0)
+			notice_entry(m, f, e->name);
+		folder_hide_entry(&m->tree, e, true);
+	}
+	snapshot_drop(&m->tree, all);
+}
+
+/* The session is gone: its folder leaves, unless something waits for it. tree.lock held. */
+static void leave_if_gone(struct mount *m, struct folder *f)
+{
+	f->is_gone = true;
+	stop_showing(m, f);
+	if (f->local_count > 0 || !f->is_shown)
+		return;
+	log_info("session %s ('%s') is gone from the service", f->session.id, f->name);
+	notice_entry(m, NULL, f->name);
+	tree_hide_folder(&m->tree, f);
+}
+
+static void flight_run(void *arg)
+{
+	struct flight *fl = arg;
+	struct mount *m = fl->m;
+	struct folder *f = fl->folder;
+	CLEANUP(listing_release) struct listing *found = NULL, *known = NULL;
+	struct layout_change c = { 0 };
+
+	load_entries(m, f);
+	pthread_mutex_lock(&m->tree.lock);
+	known = f->listing ? listing_ref(f->listing) : NULL;
+	int64_t now = clock_now_ms();
+	bool asks_session = known && now - f->session_asked_ms > SESSION_TTL_MS;
+	if (!known && !f->snapshot) {
+		struct snapshot *s = folder_snapshot(&m->tree, f, true);
+		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	struct call call = { .urgency = fl->urgency, .deadline_ms = now + WALK_MS_MAX, .on_page = known ? NULL : on_page,
+			     .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl };
+	int r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
+	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS) {
+		struct session s = { 0 };
+		struct call ask = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
+		if (backend_get_session(m->backend, &ask, f->session.id, &s) == 0)
+			apply_session(m, f, &s);
+		else
+			f->session_asked_ms = clock_now_ms(); /* later again; nothing depends on it */
+		session_release(&s);
+	}
+	if (r == 0)
+		uploads_service_answered(m->uploads);
+
+	pthread_mutex_lock(&m->tree.lock);
+	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document)) {
+		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
+		show_change(fl, &c);
+	} else if (r == 0) { /* the same documents, said again */
+		listing_unref(f->listing);
+		f->listing = listing_ref(found);
+	} else if (r == -ENOENT && call.fault.kind == FAULT_GONE) {
+		leave_if_gone(m, f);
+	} else if (r == -EACCES) {
+		stop_showing(m, f);
+	}
+	if (r == 0)
+		f->is_gone = false;
+	f->refresh_error = r;
+	f->refreshed_ms = clock_now_ms();
+	f->is_refreshing = false;
+	if (f->snapshot && f->snapshot->is_growing) {
+		struct snapshot *s = f->snapshot;
+		s->is_growing = false;
+		s->error = r;
+		f->snapshot = NULL;
+		snapshot_drop(&m->tree, s);
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	save(m, f->session.id, &fl->saving);
+	park_wake(m->park, &f->waiters, 0);
+	pthread_mutex_lock(&m->tree.lock);
+	node_drop(&m->tree, &f->node);
+	pthread_mutex_unlock(&m->tree.lock);
+	saving_release(&fl->saving);
+	free(fl);
+}
+
+void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
+{
+	if (f->is_refreshing || f->kind != FOLDER_SESSION || m->is_ending)
+		return;
+	struct flight *fl = calloc(1, sizeof(*fl));
+	if (!fl)
+		return;
+	*fl = (struct flight){ .m = m, .folder = f, .urgency = urgency };
+	f->is_refreshing = true;
+	node_hold(&f->node);
+	if (pool_run(m->flights, flight_run, fl) < 0) {
+		f->is_refreshing = false;
+		node_drop(&m->tree, &f->node);
+		free(fl);
+	}
+}
+
+enum freshness folder_freshness(struct mount *m, struct folder *f, int *ret_error)
+{
+	int64_t now = clock_now_ms(), age = now - f->refreshed_ms;
+
+	*ret_error = 0;
+	if (f->kind == FOLDER_FAILED)
+		return LISTING_FRESH;
+	if (f->refreshed_ms == 0)
+		return LISTING_COLD;
+	if (f->refresh_error == 0)
+		return age < m->options->ttl_ms ? LISTING_FRESH : LISTING_STALE;
+	if ((f->refresh_error == -EACCES || f->is_gone) && age < m->options->ttl_ms) {
+		*ret_error = f->refresh_error;
+		return LISTING_REFUSED;
+	}
+	if (!f->listing || f->is_gone || f->refresh_error == -EACCES) {
+		if (age >= FAILED_PAUSE_MS)
+			return LISTING_COLD;
+		*ret_error = f->refresh_error;
+		return LISTING_REFUSED;
+	}
+	/* The service is away: the old answer is served, and asking is paused, up to `stale`. */
+	if (now - listing_asked_ms(f->listing) >= m->options->stale_ms) {
+		*ret_error = f->refresh_error;
+		return age >= FAILED_PAUSE_MS ? LISTING_COLD : LISTING_REFUSED;
+	}
+	return age < FAILED_PAUSE_MS ? LISTING_FRESH : LISTING_STALE;
+}
+
+/* ---- sessions ---------------------------------------------------------------------------------------------- */
+
+static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
+{
+	struct folder *f = tree_find_folder_named(&m->tree, name);
+	return f && strcmp(f->session.id, but_id) != 0;
+}
+
+/* A name for a session in the root. tree.lock held. */
+static void choose_folder_name(struct mount *m, const struct session *s, char ret[NAME_BYTES_MAX + 1])
+{
+	char safe[NAME_BYTES_MAX + 1];
+
+	name_make_safe(s->name ? s->name : "", safe);
+	memcpy(ret, safe, sizeof(safe));
+	if (root_name_is_taken(m, ret, s->id) && s->qualifier)
+		name_qualify(safe, s->qualifier, ret);
+	for (int n = 4; root_name_is_taken(m, ret, s->id) && n <= 64; n += 4)
+		name_tell_apart(safe, s->id, n, ret);
+}
+
+int folder_add_session(struct mount *m, const struct session *session, enum session_origin origin, struct folder **ret)
+{
+	char name[NAME_BYTES_MAX + 1];
+	CLEANUP(text_release) char *name_copy = NULL;
+	uint64_t ino = 0;
+	CLEANUP(known_session_release) struct known_session before = { 0 };
+	struct known_session *all = NULL;
+	int count = 0;
+
+	/* One that was here before has its inode number and its name again. */
+	if (state_load_sessions(m->state, m->account, &all, &count) == 0) {
+		for (int i = 0; i < count; i++) {
+			if (strcmp(all[i].id, session->id) == 0) {
+				before = all[i];
+				all[i] = (struct known_session){ 0 };
+			}
+			known_session_release(&all[i]);
+		}
+		free(all);
+	}
+	ino = before.ino ? before.ino : state_next_ino(m->state);
+	if (ino == 0)
+		return -EIO;
+	pthread_mutex_lock(&m->tree.lock);
+	struct folder *f = tree_find_folder(&m->tree, session->id);
+	if (!f) {
+		choose_folder_name(m, session, name);
+		if (before.name && before.server_name && strcmp(before.server_name, session->name ? session->name : "") == 0 &&
+		    !root_name_is_taken(m, before.name, session->id))
+			(void)snprintf(name, sizeof(name), "%s", before.name);
+		f = tree_add_folder(&m->tree, FOLDER_SESSION, ino, session, name, origin);
+		if (f) {
+			f->session_asked_ms = clock_now_ms();
+			notice_entry(m, NULL, name);
+			notice_inode(m, INO_ROOT);
+		}
+	}
+	if (f && f->origin == ORIGIN_LOOKED_UP && origin != ORIGIN_LOOKED_UP) {
+		f->origin = origin;
+		m->tree.root_shape++;
+		notice_inode(m, INO_ROOT);
+	}
+	name_copy = f ? strdup(f->name) : NULL;
+	if (f) {
+		ino = f->node.ino;
+		origin = f->origin;
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!f || !name_copy)
+		return -ENOMEM;
+	struct known_session k = { .id = session->id, .ino = ino, .name = name_copy, .server_name = session->name,
+				   .template_id = session->template_id, .workspace_id = session->workspace_id,
+				   .status = session->status, .formats = session->formats, .created_ms = session->created_ms,
+				   .updated_ms = session->updated_ms, .origin = origin, .account_saw_it = true,
+				   .is_forgotten = origin == ORIGIN_LOOKED_UP };
+	int r = state_save_session(m->state, m->account, &k);
+	if (r < 0)
+		log_warning("state: session %s could not be saved (%s): after a remount it has to be added again", session->id,
+			    strerror(-r));
+	*ret = f;
+	return 0;
+}
+
+int folders_load(struct mount *m)
+{
+	struct known_session *all = NULL;
+	int count = 0, r = state_load_sessions(m->state, m->account, &all, &count);
+
+	if (r < 0)
+		return r;
+	for (int i = 0; i < count; i++) {
+		struct known_session *k = &all[i];
+		if (!k->is_forgotten && k->account_saw_it) {
+			struct session s = { .id = k->id, .name = k->server_name, .template_id = k->template_id,
+					     .workspace_id = k->workspace_id, .status = k->status, .formats = k->formats,
+					     .created_ms = k->created_ms, .updated_ms = k->updated_ms };
+			SCOPED_LOCK(&m->tree.lock);
+			if (!tree_find_folder(&m->tree, k->id) && !tree_find_folder_named(&m->tree, k->name) &&
+			    !tree_add_folder(&m->tree, FOLDER_SESSION, k->ino, &s, k->name, k->origin))
+				r = -ENOMEM;
+		}
+		known_session_release(k);
+	}
+	free(all);
+	return r;
+}
+
+int folder_look_up_session(struct mount *m, const char *id, char **ret_name)
+{
+	struct session s = { 0 };
+	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
+	struct folder *f;
+
+	int r = backend_get_session(m->backend, &call, id, &s);
+	if (r == 0)
+		r = folder_add_session(m, &s, ORIGIN_LOOKED_UP, &f);
+	session_release(&s);
+	if (r < 0)
+		return r;
+	SCOPED_LOCK(&m->tree.lock);
+	*ret_name = strdup(f->name);
+	return *ret_name ? 0 : -ENOMEM;
+}
+
+static bool is_known(struct mount *m, const char *id)
+{
+	SCOPED_LOCK(&m->tree.lock);
+	return tree_find_folder(&m->tree, id) != NULL;
+}
+
+/* The sessions that are named in the configuration and not known yet. */
+static void ask_configured(struct mount *m)
+{
+	for (int i = 0; i < m->options->sessions.count; i++) {
+		CLEANUP(text_release) char *id = NULL;
+		struct session s = { 0 };
+		struct folder *f;
+		struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + 30000 };
+
+		if (backend_find_session_id(m->backend, m->options->sessions.items[i], &id) < 0) {
+			log_error("session=%s: there is no session id in this", m->options->sessions.items[i]);
+			continue;
+		}
+		if (is_known(m, id))
+			continue;
+		int r = backend_get_session(m->backend, &call, id, &s);
+		if (r == 0)
+			r = folder_add_session(m, &s, ORIGIN_CONFIGURED, &f);
+		if (r == -ENOENT)
+			log_warning("session %s is not there, or not for this token", id);
+		session_release(&s);
+	}
+}
+
+/* Asks for the list of all sessions, where there is one or where one may be guessed. */
+static void ask_list(struct mount *m)
+{
+	struct session_list all = { 0 };
+	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + 30000 };
+	struct folder *f;
+
+	int r = backend_list_sessions(m->backend, &call, &all);
+	if (m->caps->sessions == SESSIONS_GUESSED && (r == 0 || r == -EOPNOTSUPP)) {
+		char when[32];
+		(void)snprintf(when, sizeof(when), "%lld %d", (long long)clock_wall_ms(), r == 0);
+		(void)state_set(m->state, "discovered", when); /* else it is tried again next time */
+	}
+	if (r < 0)
+		return;
+	for (int i = 0; i < all.count; i++)
+		if (folder_add_session(m, &all.items[i],
+				       m->caps->sessions == SESSIONS_LISTED ? ORIGIN_LISTED : ORIGIN_DISCOVERED, &f) < 0)
+			break;
+	session_list_release(&all);
+}
+
+static bool wants_discovery(struct mount *m)
+{
+	CLEANUP(text_release) char *text = NULL;
+	long long when = 0;
+	int found = 0;
+
+	if (m->options->discover == DISCOVER_NO)
+		return false;
+	pthread_mutex_lock(&m->tree.lock);
+	bool has_folders = m->tree.folder_count > 0;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (m->options->discover == DISCOVER_AUTO && (has_folders || m->options->sessions.count > 0))
+		return false;
+	/* A guess that failed is not repeated for a week; one that went well is. */
+	if (state_get(m->state, "discovered", &text) == 0 && sscanf(text, "%lld %d", &when, &found) == 2 && !found &&
+	    clock_wall_ms() - when < DISCOVERY_REMEMBERED_MS)
+		return false;
+	return true;
+}
+
+void folders_ask(struct mount *m)
+{
+	ask_configured(m);
+	if (m->caps->sessions == SESSIONS_LISTED || (m->caps->sessions == SESSIONS_GUESSED && wants_discovery(m)))
+		ask_list(m);
+	pthread_mutex_lock(&m->tree.lock);
+	m->sessions_asked = true;
+	m->sessions_refreshing = false;
+	m->sessions_refreshed_ms = clock_now_ms();
+	pthread_mutex_unlock(&m->tree.lock);
+	park_wake(m->park, &m->session_waiters, 0);
+}
+
+static void ask_job(void *arg)
+{
+	folders_ask(arg);
+}
+
+void folders_refresh(struct mount *m)
+{
+	if (m->sessions_refreshing || m->is_ending)
+		return;
+	if (m->sessions_asked && (m->caps->sessions != SESSIONS_LISTED || clock_now_ms() - m->sessions_refreshed_ms < m->options->ttl_ms))
+		return;
+	m->sessions_refreshing = true;
+	if (pool_run(m->calls, ask_job, m) < 0)
+		m->sessions_refreshing = false;
+}

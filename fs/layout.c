@@ -1,0 +1,281 @@
+/* The names a session's folder shows; see layout.h. */
+#include "fs/layout.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fs/name.h"
+
+static int add(struct entry ***list, int *count, struct entry *e)
+{
+	if ((*count & (*count - 1)) == 0) { /* grows at each power of two */
+		int room = *count ? *count * 2 : 1;
+		struct entry **grown = realloc(*list, (size_t)room * sizeof(*grown));
+		if (!grown)
+			return -ENOMEM;
+		*list = grown;
+	}
+	node_hold(&e->node);
+	(*list)[(*count)++] = e;
+	return 0;
+}
+
+static void drop_all(struct tree *t, struct entry **list, int count)
+{
+	for (int i = 0; i < count; i++)
+		node_drop(t, &list[i]->node);
+	free(list);
+}
+
+void layout_release(struct tree *t, struct layout_change *c)
+{
+	drop_all(t, c->appeared, c->appeared_count);
+	drop_all(t, c->left, c->left_count);
+	drop_all(t, c->altered, c->altered_count);
+	*c = (struct layout_change){ 0 };
+}
+
+static bool is_taken(const struct folder *f, const char *name)
+{
+	return folder_find(f, name) || folder_find_hidden(f, name);
+}
+
+static void choose_name(const struct folder *f, const struct document *d, char ret[NAME_BYTES_MAX + 1])
+{
+	char safe[NAME_BYTES_MAX + 1];
+
+	name_make_safe(d->filename ? d->filename : "", safe);
+	memcpy(ret, safe, sizeof(safe));
+	for (int length = 4; is_taken(f, ret) && length <= 64; length += 4)
+		name_tell_apart(safe, d->id, length, ret);
+}
+
+static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d, uint64_t (*next_ino)(void *arg), void *arg)
+{
+	char name[NAME_BYTES_MAX + 1];
+
+	choose_name(f, d, name);
+	uint64_t ino = next_ino(arg);
+	return ino ? folder_add_entry(t, f, ino, name) : NULL;
+}
+
+/* An entry that stood for an id by itself now stands for the listing's document i. */
+static void bind(struct folder *f, struct entry **by_document, struct entry *e, int i, bool keeps_own)
+{
+	if (e->document_id)
+		index_remove(&f->unlisted, e);
+	free(e->document_id);
+	e->document_id = NULL;
+	if (!keeps_own) {
+		listing_unref(e->own);
+		e->own = NULL;
+	}
+	e->document = i;
+	e->same = by_document[i];
+	by_document[i] = e;
+}
+
+/* An entry whose document the new listing lacks. */
+static int unbind(struct folder *f, struct entry *e, const char *id)
+{
+	e->document_id = strdup(id);
+	e->document = -1;
+	e->same = NULL;
+	if (!e->document_id || index_put(&f->unlisted, e) < 0) {
+		free(e->document_id);
+		e->document_id = NULL;
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+struct newcomer {
+	int index;
+	int64_t created_ms;
+	const char *id;
+};
+
+static int older_first(const void *a, const void *b)
+{
+	const struct newcomer *x = a, *y = b;
+	if (x->created_ms != y->created_ms)
+		return x->created_ms < y->created_ms ? -1 : 1;
+	return strcmp(x->id, y->id);
+}
+
+/* Shows again what was gone under its old name, when that is still free. */
+static int show_again(struct tree *t, struct folder *f, struct entry *chain, struct layout_change *c)
+{
+	for (struct entry *e = chain; e; e = e->same)
+		if (e->is_shown)
+			return 0;
+	if (!chain || folder_find(f, chain->name))
+		return -ENOENT;
+	int r = folder_show_entry(t, chain);
+	if (r < 0)
+		return r;
+	chain->is_saved = false;
+	return add(&c->appeared, &c->appeared_count, chain);
+}
+
+static bool differs(const struct document *a, const struct document *b)
+{
+	return a->size_bytes != b->size_bytes || a->created_ms != b->created_ms;
+}
+
+static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, struct newcomer *new, int count,
+			 struct entry **by_document, uint64_t (*next_ino)(void *arg), void *arg, struct layout_change *c)
+{
+	qsort(new, (size_t)count, sizeof(*new), older_first);
+	for (int i = 0; i < count; i++) {
+		struct document d;
+		listing_get(l, new[i].index, &d);
+		struct entry *e = add_named(t, f, &d, next_ino, arg);
+		if (!e)
+			return -ENOMEM;
+		if (by_document) {
+			bind(f, by_document, e, new[i].index, false);
+		} else {
+			e->own = listing_ref(l);
+			e->own_at = new[i].index;
+			e->document_id = strdup(d.id);
+			if (!e->document_id || index_put(&f->unlisted, e) < 0) {
+				free(e->document_id);
+				e->document_id = NULL;
+				folder_hide_entry(t, e, false);
+				return -ENOMEM;
+			}
+		}
+		int r = add(&c->appeared, &c->appeared_count, e);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static struct entry *find_unlisted(struct folder *f, const char *id)
+{
+	/* What folder_find_document() finds while no listing has the id. */
+	struct listing *l = f->listing;
+	f->listing = NULL;
+	struct entry *e = folder_find_document(f, id);
+	f->listing = l;
+	return e;
+}
+
+int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, uint64_t (*next_ino)(void *arg), void *arg,
+		      struct layout_change *ret)
+{
+	struct layout_change c = { 0 };
+	int n = listing_count(page), count = 0, r = 0;
+	struct newcomer *new = calloc((size_t)n + 1, sizeof(*new));
+
+	if (!new)
+		return -ENOMEM;
+	for (int i = 0; i < n && r == 0; i++) {
+		struct document d;
+		listing_get(page, i, &d);
+		struct entry *e = folder_find_document(f, d.id);
+		if (!e) {
+			new[count++] = (struct newcomer){ i, d.created_ms, d.id };
+			continue;
+		}
+		if (e->document < 0 && !e->own) {
+			e->own = listing_ref(page);
+			e->own_at = i;
+		}
+		if (!e->is_shown && e->document < 0) {
+			r = show_again(t, f, e, &c);
+			if (r == -ENOENT) {
+				/* Its name is somebody else's by now: it gets a new one, as a newcomer does. */
+				new[count++] = (struct newcomer){ i, d.created_ms, d.id };
+				r = 0;
+			}
+		}
+	}
+	if (r == 0)
+		r = add_newcomers(t, f, page, new, count, NULL, next_ino, arg, &c);
+	free(new);
+	*ret = c;
+	return r;
+}
+
+int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (*next_ino)(void *arg), void *arg,
+		 struct layout_change *ret)
+{
+	struct layout_change c = { 0 };
+	struct listing *old = f->listing;
+	int n = listing_count(l), old_n = old ? listing_count(old) : 0, count = 0, r = 0;
+	struct entry **by_document = calloc((size_t)n + 1, sizeof(struct entry *)), *e;
+	struct newcomer *new = calloc((size_t)n + 1, sizeof(*new));
+
+	if (!by_document || !new) {
+		free(by_document);
+		free(new);
+		return -ENOMEM;
+	}
+	/* Those who stay, or come back. */
+	for (int i = 0; i < n; i++) {
+		struct document d, was;
+		listing_get(l, i, &d);
+		int at = old ? listing_find(old, d.id) : -1;
+		if (at >= 0 && f->by_document[at]) {
+			by_document[i] = f->by_document[at];
+			f->by_document[at] = NULL;
+			listing_get(old, at, &was);
+			bool is_altered = differs(&d, &was);
+			for (e = by_document[i]; e; e = e->same) {
+				e->document = i;
+				if (is_altered && e->is_shown && r == 0)
+					r = add(&c.altered, &c.altered_count, e);
+			}
+		}
+		while ((e = find_unlisted(f, d.id)))
+			bind(f, by_document, e, i, false);
+	}
+	/* Those whom the new listing lacks. A document that this mount attached after the listing was asked for is there all the same. */
+	for (int i = 0; i < old_n; i++) {
+		for (struct entry *next, *gone = f->by_document[i]; gone; gone = next) {
+			struct document was;
+			next = gone->same;
+			listing_get(old, i, &was);
+			if (!gone->own) {
+				gone->own = listing_ref(old);
+				gone->own_at = i;
+			}
+			if (unbind(f, gone, was.id) < 0)
+				r = -ENOMEM;
+		}
+	}
+	free(f->by_document);
+	f->by_document = by_document;
+	f->listing = listing_ref(l);
+	for (size_t at = 0; (e = index_next(&f->unlisted, &at));)
+		if (e->is_shown && e->attached_ms <= listing_asked_ms(l) && r == 0)
+			r = add(&c.left, &c.left_count, e);
+	for (int i = 0; i < c.left_count; i++) {
+		c.left[i]->is_saved = false;
+		listing_unref(c.left[i]->own);
+		c.left[i]->own = NULL;
+		folder_hide_entry(t, c.left[i], true);
+	}
+	listing_unref(old);
+	/* Newcomers choose their names last, when it is known who keeps one. */
+	for (int i = 0; i < n && r == 0; i++) {
+		struct document d;
+		listing_get(l, i, &d);
+		if (by_document[i]) {
+			r = show_again(t, f, by_document[i], &c);
+			if (r != -ENOENT)
+				continue;
+			r = 0;
+		}
+		new[count++] = (struct newcomer){ i, d.created_ms, d.id };
+	}
+	if (r == 0)
+		r = add_newcomers(t, f, l, new, count, by_document, next_ino, arg, &c);
+	free(new);
+	*ret = c;
+	return r;
+}

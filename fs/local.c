@@ -1,0 +1,978 @@
+/* Files on their way: from the spool, through the queue and the upload engine, to a document; or to the failed folder.
+ *
+ * The engine knows a file by its inode number and says what became of it in local_event(); whoever waits for that (a close, a
+ * rename, an unlink) is parked on local->closers and woken with 0 or -errno. */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/base/cleanup.h"
+#include "client/base/clock.h"
+#include "client/base/log.h"
+#include "fs/mount_impl.h"
+
+#define SCRATCH_ROW_DELAY_MS 1000
+#define REFUSED_NAME_MS 60000
+#define RECENT_MS (10 * 60 * 1000)
+#define DETACH_WAIT_MS 10000
+#define REFUSED_TEXT_BYTES_MAX 16384
+#define SCRATCH_LIFE_MS (7LL * 24 * 3600 * 1000)
+
+/* ---- names that may be made -------------------------------------------------------------------------------- */
+
+static void add_refused(struct mount *m, const struct folder *f, const char *name)
+{
+	CLEANUP(buf_release) struct buf text = BUF(REFUSED_TEXT_BYTES_MAX);
+	const char *formats = f->session.formats ? f->session.formats : name_rules_formats(m->rules);
+
+	buf_addf(&text, "%s/%s: the service does not take files of this kind. It takes: %s\n", f->name, name, formats);
+	if (m->refused_text && strstr(m->refused_text, buf_text(&text) ? buf_text(&text) : ""))
+		return;
+	if (m->refused_text)
+		buf_add(&text, m->refused_text); /* the newest first; what does not fit any more is cut off below */
+	if (!buf_text(&text)) {
+		buf_clear(&text);
+		buf_addf(&text, "%s/%s: the service does not take files of this kind. It takes: %s\n", f->name, name, formats);
+	}
+	free(m->refused_text);
+	m->refused_text = buf_take(&text);
+	m->refused_wall_ms = clock_wall_ms();
+	log_warning("upload: '%s/%s' is refused: the service does not take files of this kind (it takes: %s)", f->name, name,
+		    formats);
+	notice_entry(m, NULL, "Not uploaded");
+	notice_inode(m, INO_ROOT);
+}
+
+int local_check_name(struct mount *m, struct folder *f, const char *name)
+{
+	int r = name_check(name);
+
+	if (r < 0)
+		return r;
+	if (m->options->read_only)
+		return -EROFS;
+	if (f->kind != FOLDER_SESSION)
+		return -EPERM;
+	if (f->is_gone)
+		return -ENOENT;
+	if (name_is_scratch(m->rules, name))
+		return 0;
+	if (f->session.is_closed)
+		return -EROFS;
+	if (!name_is_accepted(m->rules, f->session.formats, name)) {
+		add_refused(m, f, name);
+		return -EOPNOTSUPP;
+	}
+	return 0;
+}
+
+/* ---- rows -------------------------------------------------------------------------------------------------- */
+
+/* What the queue keeps of e. tree.lock held; texts are copies. */
+static int make_item(struct mount *m, const struct entry *e, const struct folder *f, const char *name, enum file_kind kind,
+		     struct queue_item *ret)
+{
+	const struct local *l = e->local;
+	*ret = (struct queue_item){ .ino = e->node.ino, .session_id = strdup(f->session.id), .session_name = strdup(f->name),
+				    .name = strdup(name), .spool_id = spool_id(l->spool), .mtime_ns = l->mtime_ns, .kind = kind,
+				    .account = strdup(m->account), .queued_wall_ms = clock_wall_ms() };
+	if (l->supersedes_id)
+		ret->supersedes_id = strdup(l->supersedes_id);
+	if (ret->session_id && ret->session_name && ret->name && ret->account && (!l->supersedes_id || ret->supersedes_id))
+		return 0;
+	queue_item_release(ret);
+	return -ENOMEM;
+}
+
+int local_save(struct mount *m, struct entry *e)
+{
+	CLEANUP(queue_item_release) struct queue_item item = { 0 };
+	CLEANUP(spool_release) struct spool *s = NULL;
+	int r = 0;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	bool needs_row = l && e->is_shown && !l->is_submitted && !entry_document_id(e) && l->kind != FILE_FAILED;
+	if (l)
+		s = spool_ref(l->spool);
+	if (needs_row)
+		r = make_item(m, e, e->folder, e->name, FILE_SCRATCH, &item);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (s && r == 0)
+		r = spool_sync(s);
+	if (!needs_row || r < 0)
+		return r;
+	item.size_bytes = spool_size(s);
+	r = queue_put(m->queue, &item);
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_wanted = e->local && e->is_shown; /* it may have been removed meanwhile */
+	if (is_wanted)
+		e->local->has_row = r == 0;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!is_wanted)
+		(void)queue_remove(m->queue, item.ino);
+	return r;
+}
+
+struct entry_job {
+	struct mount *m;
+	struct entry *entry; /* held */
+};
+
+static void entry_job_free(void *arg)
+{
+	struct entry_job *j = arg;
+	pthread_mutex_lock(&j->m->tree.lock);
+	node_drop(&j->m->tree, &j->entry->node);
+	pthread_mutex_unlock(&j->m->tree.lock);
+	free(j);
+}
+
+/* tree.lock held. */
+static struct entry_job *entry_job_new(struct mount *m, struct entry *e)
+{
+	struct entry_job *j = malloc(sizeof(*j));
+	if (!j)
+		return NULL;
+	*j = (struct entry_job){ m, e };
+	node_hold(&e->node);
+	return j;
+}
+
+static void save_job(void *arg)
+{
+	struct entry_job *j = arg;
+	int r = local_save(j->m, j->entry);
+	if (r < 0)
+		log_warning("spool: a scratch file could not be saved for the next start: %s", strerror(-r));
+	entry_job_free(j);
+}
+
+void local_save_later(struct mount *m, struct entry *e)
+{
+	struct entry_job *j = entry_job_new(m, e);
+	/* Most scratch files are renamed or removed within moments, and need no row at all. */
+	if (j && pool_run_later(m->disk, SCRATCH_ROW_DELAY_MS, save_job, entry_job_free, j) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(j);
+	}
+}
+
+struct drop_job {
+	struct mount *m;
+	uint64_t ino;
+	struct spool *spool;
+};
+
+static void drop_run(void *arg)
+{
+	struct drop_job *j = arg;
+	/* Always: one may be on its way from local_save(). */
+	if (queue_remove(j->m->queue, j->ino) < 0)
+		log_warning("queue: the row of a removed file stays; it is set aside at the next start");
+	spool_unlink(j->spool);
+	spool_unref(j->spool);
+	free(j);
+}
+
+void local_drop(struct mount *m, struct entry *e)
+{
+	struct local *l = e->local;
+	struct drop_job *j = malloc(sizeof(*j));
+	struct folder *f = e->folder;
+
+	f->local_count--;
+	if (j) {
+		*j = (struct drop_job){ m, e->node.ino, spool_ref(l->spool) };
+		if (pool_run(m->disk, drop_run, j) < 0) {
+			spool_unref(j->spool);
+			free(j);
+		}
+	}
+	folder_hide_entry(&m->tree, e, false);
+}
+
+bool local_wants_sending(struct mount *m, const struct entry *e)
+{
+	const struct local *l = e->local;
+	if (!l || !e->is_shown || !l->is_dirty || name_is_scratch(m->rules, e->name))
+		return false;
+	return l->copy_of || spool_size(l->spool) > 0;
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------- */
+
+int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits, int64_t not_before_ms)
+{
+	CLEANUP(queue_item_release) struct queue_item item = { 0 };
+	CLEANUP(spool_release) struct spool *s = NULL;
+	char sha256[65];
+	int r;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	r = l ? make_item(m, e, to ? to : e->folder, name ? name : e->name, FILE_PENDING, &item) : -ENOENT;
+	if (r == 0)
+		s = spool_ref(l->spool);
+	bool is_submitted = r == 0 && l->is_submitted;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (r < 0)
+		return r;
+	if (spool_size(s) == 0)
+		return 1;
+	pthread_mutex_lock(&m->tree.lock);
+	if (l->spool == s)
+		l->is_frozen = true;
+	pthread_mutex_unlock(&m->tree.lock);
+	spool_freeze(s);
+	r = spool_sync(s);
+	if (r == 0)
+		r = spool_finish(s, sha256);
+	if (r < 0) {
+		log_error("spool: '%s' could not be brought to disk: %s", item.name, strerror(-r));
+		return r;
+	}
+	item.size_bytes = spool_size(s);
+	memcpy(item.sha256, sha256, sizeof(item.sha256));
+
+	pthread_mutex_lock(&m->tree.lock);
+	/* The version before this one is a document by now, of the same bytes. */
+	bool is_there = !is_submitted && !to && entry_document_id(e) && strcmp(l->sent_sha256, sha256) == 0;
+	if (is_there)
+		l->is_dirty = false;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_there)
+		return 1;
+	if (is_submitted) {
+		pthread_mutex_lock(&m->tree.lock);
+		bool is_same = strcmp(e->local->sent_sha256, sha256) == 0 && !to;
+		pthread_mutex_unlock(&m->tree.lock);
+		if (is_same && uploads_join(m->uploads, item.ino) == 0) {
+			pthread_mutex_lock(&m->tree.lock);
+			e->local->is_dirty = false;
+			pthread_mutex_unlock(&m->tree.lock);
+			return 0;
+		}
+		r = uploads_cancel(m->uploads, item.ino, false);
+		if (r == -EINPROGRESS) {
+			/* What was sent becomes a document first; then this version takes its place. */
+			pthread_mutex_lock(&m->tree.lock);
+			e->local->sends_again = true;
+			pthread_mutex_unlock(&m->tree.lock);
+			return 0;
+		}
+		pthread_mutex_lock(&m->tree.lock);
+		uint64_t old_spool = l->sent_spool_id;
+		pthread_mutex_unlock(&m->tree.lock);
+		if (old_spool && old_spool != item.spool_id)
+			spool_unlink_id(m->spool_dir, old_spool);
+	}
+	pthread_mutex_lock(&m->tree.lock);
+	const char *document_id = entry_document_id(e);
+	/* What an open file sent may be superseded by its own successor. */
+	if (document_id && !e->was_there_before && !item.supersedes_id)
+		item.supersedes_id = strdup(document_id);
+	l->is_submitted = l->has_row = true;
+	l->is_dirty = false;
+	l->kind = FILE_PENDING;
+	l->has_verdict = false;
+	l->sent_spool_id = item.spool_id;
+	memcpy(l->sent_sha256, sha256, sizeof(sha256));
+	if (l->counted_out) {
+		l->counted_out = false;
+		e->folder->local_count++;
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	r = uploads_submit(m->uploads, &item, somebody_waits, not_before_ms);
+	if (r < 0) {
+		log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
+		pthread_mutex_lock(&m->tree.lock);
+		e->local->is_submitted = false;
+		e->local->is_dirty = true;
+		pthread_mutex_unlock(&m->tree.lock);
+	}
+	return r;
+}
+
+/* ---- becoming a document ----------------------------------------------------------------------------------- */
+
+static void leave_document(struct folder *f, struct entry *e)
+{
+	if (e->document_id) {
+		index_remove(&f->unlisted, e);
+		free(e->document_id);
+		e->document_id = NULL;
+	}
+	if (e->document >= 0) {
+		struct entry **at = &f->by_document[e->document];
+		while (*at && *at != e)
+			at = &(*at)->same;
+		if (*at)
+			*at = e->same;
+		e->same = NULL;
+		e->document = -1;
+	}
+	listing_unref(e->own);
+	e->own = NULL;
+}
+
+int local_become_known(struct mount *m, struct entry *e, struct listing *l, int at)
+{
+	struct document d;
+	struct folder *f = e->folder;
+	(void)m;
+
+	listing_get(l, at, &d);
+	char *id = strdup(d.id);
+	if (!id)
+		return -ENOMEM;
+	leave_document(f, e);
+	e->document_id = id;
+	e->own = listing_ref(l);
+	e->own_at = at;
+	e->is_saved = false;
+	if (index_put(&f->unlisted, e) < 0) {
+		free(e->document_id);
+		e->document_id = NULL;
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+int local_become_document(struct mount *m, struct entry *e, struct listing *document, bool was_there_before)
+{
+	int r = local_become_known(m, e, document, 0);
+
+	if (r < 0)
+		return r;
+	e->was_there_before = was_there_before;
+	e->attached_wall_ms = clock_wall_ms();
+	e->attached_ms = clock_now_ms();
+	if (e->local)
+		e->mtime_ns = e->local->mtime_ns;
+	return 0;
+}
+
+void local_forget_bytes(struct mount *m, struct entry *e)
+{
+	struct local *l = e->local;
+	struct drop_job *j = malloc(sizeof(*j));
+
+	if (j) {
+		*j = (struct drop_job){ m, e->node.ino, spool_ref(l->spool) };
+		if (pool_run(m->disk, drop_run, j) < 0) {
+			spool_unref(j->spool);
+			free(j);
+		}
+	}
+	l->is_dirty = false;
+	l->is_frozen = true;
+	l->counted_out = true;
+	if (l->handles == 0) {
+		e->local = NULL;
+		local_free(l);
+	}
+}
+
+int local_detach(struct mount *m, struct folder *f, const char *document_id, int64_t deadline_ms)
+{
+	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
+
+	pthread_mutex_lock(&m->tree.lock);
+	/* Proof that nothing else here stands for it: no other name, and no file under way that may end as the same document. */
+	bool is_wanted = folder_count_names(f, document_id) > 0;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_wanted)
+		return 0;
+	int r = backend_detach(m->backend, &call, f->session.id, document_id);
+	return r == -ENOENT ? 0 : r;
+}
+
+/* Is there another local file whose bytes would become the same document? tree.lock held. */
+static bool has_twin(struct folder *f, const struct entry *but, const char *sha256)
+{
+	struct entry *e;
+	for (size_t at = 0; (e = index_next(&f->names, &at));)
+		if (e != but && e->local && e->local->is_submitted && strcmp(e->local->sent_sha256, sha256) == 0)
+			return true;
+	return false;
+}
+
+int local_may_remove(struct mount *m, struct entry *e)
+{
+	if (m->options->read_only)
+		return -EROFS;
+	if (m->options->remove == REMOVE_YES && m->caps->detaches)
+		return 0;
+	if (m->options->remove == REMOVE_RECENT && m->caps->detaches && e->attached_wall_ms > 0) {
+		int64_t age = clock_wall_ms() - e->attached_wall_ms;
+		if (age >= 0 && age < RECENT_MS)
+			return 0;
+	}
+	if (!m->removal_explained)
+		log_warning("'%s' is not removed: remove=%s takes away %s; remove=yes allows it", e->name,
+			    m->options->remove == REMOVE_NO ? "no" : "recent",
+			    m->options->remove == REMOVE_NO ? "nothing" : "only what this mount attached in the last 10 minutes");
+	m->removal_explained = true;
+	return -EPERM;
+}
+
+static bool has_word(const char *words, const char *word)
+{
+	size_t n = strlen(word);
+	for (const char *at = words; at && (at = strstr(at, word)); at += n)
+		if ((at == words || at[-1] == ' ') && (at[n] == '\0' || at[n] == ' '))
+			return true;
+	return false;
+}
+
+static void resend_job(void *arg)
+{
+	struct entry_job *j = arg;
+	int r = local_submit(j->m, j->entry, NULL, NULL, true, 0);
+	if (r != 0) {
+		pthread_mutex_lock(&j->m->tree.lock);
+		struct local *l = j->entry->local;
+		pthread_mutex_unlock(&j->m->tree.lock);
+		if (l)
+			park_wake(j->m->park, &l->closers, r < 0 ? r : 0);
+	}
+	entry_job_free(j);
+}
+
+/* The spool's bytes become the document's in the content cache, so that reading it back asks nobody. */
+static void keep_content(struct mount *m, struct spool *s, const struct document *d, const char *sha256)
+{
+	CLEANUP(buf_release) struct buf path = BUF(4096);
+	char key[129];
+
+	read_content_key(d, key);
+	spool_path(s, &path);
+	/* Bytes that the service says it changed are fetched like any others. */
+	if ((d->sha256 && strcmp(d->sha256, sha256) != 0) || !buf_text(&path) ||
+	    content_adopt(m->content, buf_text(&path), key) < 0)
+		spool_unlink(s);
+}
+
+static void on_done(struct mount *m, struct entry *e, const struct queue_item *item, struct listing *document)
+{
+	struct tree *t = &m->tree;
+	struct document d;
+	struct local *l = e->local;
+	CLEANUP(spool_release) struct spool *sent = NULL;
+	CLEANUP(text_release) char *detach_id = NULL;
+	struct folder *f = e->folder;
+	bool is_removed = false;
+
+	listing_get(document, 0, &d);
+	pthread_mutex_lock(&t->lock);
+	/* A rename that its caller no longer waits for: the file has its final name from now on. */
+	struct folder *home = tree_find_folder(t, item->session_id);
+	if (e->is_shown && home && (home != f || strcmp(e->name, item->name) != 0) && !folder_find(home, item->name)) {
+		CLEANUP(text_release) char *old_name = strdup(e->name);
+		if (folder_rename_entry(t, e, home, item->name) == 0) {
+			if (old_name)
+				notice_entry(m, f, old_name);
+			notice_entry(m, home, item->name);
+			f->local_count--;
+			home->local_count++;
+			f = home;
+		}
+	}
+	bool was_there = item->prior_ids && has_word(item->prior_ids, d.id);
+	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
+	l->is_submitted = l->has_row = false;
+	l->has_verdict = true;
+	l->verdict = 0;
+	free(l->words);
+	l->words = NULL;
+	free(l->supersedes_id);
+	l->supersedes_id = NULL;
+	if (item->supersedes_id && strcmp(item->supersedes_id, d.id) != 0)
+		detach_id = strdup(item->supersedes_id);
+	bool sends_again = l->sends_again;
+	l->sends_again = false;
+	if (spool_id(l->spool) == item->spool_id)
+		sent = spool_ref(l->spool);
+	if (l->is_unlinked) {
+		/* Removed while its last step was under way. */
+		is_removed = true;
+		if (!was_there && !has_twin(f, e, item->sha256)) {
+			free(detach_id);
+			detach_id = strdup(d.id);
+		}
+		f->local_count--;
+		folder_hide_entry(t, e, false);
+	} else if (sends_again) {
+		struct entry_job *j = entry_job_new(m, e);
+		if (j && pool_run(m->disk, resend_job, j) < 0) {
+			node_drop(t, &e->node);
+			free(j);
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+
+	if (!is_removed)
+		folder_save_entry(m, e); /* durable before the queue's row goes */
+	if (sent)
+		keep_content(m, sent, &d, item->sha256);
+	else
+		spool_unlink_id(m->spool_dir, item->spool_id);
+	if (detach_id && local_detach(m, f, detach_id, clock_now_ms() + DETACH_WAIT_MS) < 0)
+		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, detach_id);
+	log_info("upload: '%s/%s' is there as document %s", f->name, item->name, d.id);
+	if (!sends_again)
+		park_wake(m->park, &l->closers, 0);
+	pthread_mutex_lock(&t->lock);
+	if (!sends_again && !is_removed) {
+		f->local_count--;
+		l->counted_out = true;
+		if (l->handles == 0) {
+			e->local = NULL;
+			local_free(l);
+		}
+	}
+	if (e->node.lookups > 0)
+		notice_inode(m, e->node.ino);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* ---- failing ----------------------------------------------------------------------------------------------- */
+
+static struct folder *failed_folder(struct mount *m, struct folder *f)
+{
+	if (f->kind == FOLDER_FAILED)
+		return f;
+	for (struct folder *x = m->tree.first_failed; x; x = x->next_shown)
+		if (strcmp(x->session.id, f->session.id) == 0)
+			return x;
+	uint64_t ino = state_next_ino(m->state);
+	struct folder *x = ino ? tree_add_folder(&m->tree, FOLDER_FAILED, ino, &f->session, f->name, f->origin) : NULL;
+	if (x) {
+		notice_entry(m, NULL, "Not uploaded");
+		notice_inode(m, INO_ROOT);
+	}
+	return x;
+}
+
+struct folder *local_home(struct mount *m, const struct entry *e)
+{
+	return tree_find_folder(&m->tree, e->folder->session.id);
+}
+
+struct entry *local_find_refused(struct mount *m, struct folder *f, const char *name)
+{
+	int64_t now = clock_now_ms();
+	if (f->kind != FOLDER_SESSION)
+		return NULL;
+	for (struct folder *x = m->tree.first_failed; x; x = x->next_shown) {
+		struct entry *e;
+		if (strcmp(x->session.id, f->session.id) != 0)
+			continue;
+		for (size_t at = 0; (e = index_next(&x->names, &at));)
+			if (e->local && e->local->home_name && strcmp(e->local->home_name, name) == 0 && e->local->refused_ms > 0 &&
+			    now - e->local->refused_ms < REFUSED_NAME_MS)
+				return e;
+	}
+	return NULL;
+}
+
+struct refused_name {
+	struct mount *m;
+	uint64_t folder_ino;
+	char *name;
+};
+
+static void refused_name_free(void *arg)
+{
+	struct refused_name *r = arg;
+	free(r->name);
+	free(r);
+}
+
+/* The minute is over: the kernel forgets that there was such a name. */
+static void refused_name_end(void *arg)
+{
+	struct refused_name *r = arg;
+	pthread_mutex_lock(&r->m->tree.lock);
+	struct node *n = tree_find(&r->m->tree, r->folder_ino);
+	if (n && n->kind == NODE_FOLDER)
+		notice_entry(r->m, (struct folder *)n, r->name);
+	pthread_mutex_unlock(&r->m->tree.lock);
+	refused_name_free(r);
+}
+
+/* Moves a finally refused file into the failed folder. tree.lock held. */
+static void move_to_failed(struct mount *m, struct entry *e)
+{
+	struct folder *from = e->folder, *to = failed_folder(m, from);
+	char name[NAME_BYTES_MAX + 1], id[24];
+
+	if (!to || to == from)
+		return; /* it stays where it is, as failed */
+	(void)snprintf(name, sizeof(name), "%s", e->name);
+	(void)snprintf(id, sizeof(id), "%08" PRIx64, e->node.ino);
+	for (int n = 4; folder_find(to, name) && n <= 16; n += 4)
+		name_tell_apart(e->name, id, n, name);
+	char *home_name = strdup(e->name);
+	if (!home_name || folder_rename_entry(&m->tree, e, to, name) < 0) {
+		free(home_name);
+		return;
+	}
+	free(e->local->home_name);
+	e->local->home_name = home_name;
+	from->local_count--;
+	to->local_count++;
+	struct refused_name *r = calloc(1, sizeof(*r));
+	if (r) {
+		*r = (struct refused_name){ m, from->node.ino, strdup(home_name) };
+		if (!r->name || pool_run_later(m->notices, REFUSED_NAME_MS, refused_name_end, refused_name_free, r) < 0)
+			refused_name_free(r);
+	}
+	notice_inode(m, from->node.ino);
+}
+
+static void set_verdict(struct local *l, int error, const char *words)
+{
+	l->has_verdict = true;
+	l->verdict = error;
+	free(l->words);
+	l->words = words ? strdup(words) : NULL;
+}
+
+static void save_failed_job(void *arg)
+{
+	struct entry_job *j = arg;
+	struct mount *m = j->m;
+	CLEANUP(queue_item_release) struct queue_item item = { 0 };
+	int r = -ENOENT;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct entry *e = j->entry;
+	struct local *l = e->local;
+	if (l && e->is_shown) {
+		r = make_item(m, e, e->folder, l->home_name ? l->home_name : e->name, FILE_FAILED, &item);
+		item.size_bytes = spool_size(l->spool);
+		item.error = l->verdict;
+		item.words = l->words ? strdup(l->words) : NULL;
+		l->has_row = true;
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (r == 0 && queue_put(m->queue, &item) < 0)
+		log_warning("queue: a failed file could not be kept for the next start");
+	entry_job_free(j);
+}
+
+void local_fail(struct mount *m, struct entry *e, int error, const char *words)
+{
+	set_verdict(e->local, error, words);
+	e->local->kind = FILE_FAILED;
+	e->local->refused_ms = clock_now_ms();
+	log_error("upload: '%s/%s' failed: %s", e->folder->name, e->name, words);
+	move_to_failed(m, e);
+	struct entry_job *j = entry_job_new(m, e);
+	if (j && pool_run(m->disk, save_failed_job, j) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(j);
+	}
+}
+
+static void on_refused(struct mount *m, struct entry *e, const struct queue_item *item, int error, const char *words)
+{
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	l->is_submitted = false;
+	set_verdict(l, error, words);
+	if (l->is_unlinked) {
+		local_drop(m, e);
+	} else if (!l->is_held_back) {
+		l->kind = FILE_FAILED;
+		l->refused_ms = clock_now_ms();
+		move_to_failed(m, e);
+	}
+	log_error("upload: '%s/%s' was refused for good: %s", item->session_name, item->name, words ? words : strerror(-error));
+	pthread_mutex_unlock(&m->tree.lock);
+	park_wake(m->park, &l->closers, error);
+}
+
+static void on_waiting(struct mount *m, struct entry *e, const struct queue_item *item, int error, const char *words)
+{
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	set_verdict(l, error, words);
+	pthread_mutex_unlock(&m->tree.lock);
+	log_warning("upload: '%s/%s' waits: %s", item->session_name, item->name, words ? words : strerror(-error));
+	park_wake(m->park, &l->closers, error);
+}
+
+static void on_canceled(struct mount *m, struct entry *e)
+{
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	bool sends_again = l->sends_again;
+	l->is_submitted = false;
+	l->sends_again = false;
+	if (l->is_unlinked) {
+		local_drop(m, e);
+	} else if (sends_again) {
+		struct entry_job *j = entry_job_new(m, e);
+		if (j && pool_run(m->disk, resend_job, j) < 0) {
+			node_drop(&m->tree, &e->node);
+			free(j);
+		}
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!sends_again)
+		park_wake(m->park, &l->closers, -ECANCELED);
+}
+
+void local_event(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document, int error,
+		 const char *words)
+{
+	struct mount *m = arg;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct node *n = tree_find(&m->tree, item->ino);
+	struct entry *e = n && n->kind == NODE_ENTRY ? (struct entry *)n : NULL;
+	if (e && e->local)
+		node_hold(&e->node);
+	else
+		e = NULL;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!e) {
+		if (event == UPLOAD_DONE)
+			log_info("upload: '%s' is there, and no longer here", item->name);
+		return;
+	}
+	switch (event) {
+	case UPLOAD_DONE:
+		on_done(m, e, item, document);
+		break;
+	case UPLOAD_REFUSED:
+		on_refused(m, e, item, error, words);
+		break;
+	case UPLOAD_WAITING:
+		on_waiting(m, e, item, error, words);
+		break;
+	case UPLOAD_CANCELED:
+		on_canceled(m, e);
+		break;
+	case UPLOAD_MOVED:
+		break; /* attributes are read when asked for */
+	}
+	pthread_mutex_lock(&m->tree.lock);
+	node_drop(&m->tree, &e->node);
+	pthread_mutex_unlock(&m->tree.lock);
+}
+
+/* ---- what is known already --------------------------------------------------------------------------------- */
+
+static void note_prior(const struct folder *f, const struct document *d, struct buf *prior)
+{
+	(void)f;
+	if (prior->len > 0)
+		buf_add(prior, " ");
+	buf_add(prior, d->id);
+}
+
+void local_known(void *arg, const char *session_id, const char *sha256, int64_t size_bytes, char **ret_document_id,
+		 char **ret_session_id, char **ret_prior_ids)
+{
+	struct mount *m = arg;
+	CLEANUP(buf_release) struct buf prior = BUF(64 * 1024);
+	CLEANUP(text_release) char *workspace = NULL;
+
+	*ret_document_id = *ret_session_id = *ret_prior_ids = NULL;
+	pthread_mutex_lock(&m->tree.lock);
+	struct folder *mine = tree_find_folder(&m->tree, session_id);
+	if (mine && mine->session.workspace_id)
+		workspace = strdup(mine->session.workspace_id);
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
+		bool is_reachable = f == mine || (mine && mine->session.workspace_id && f->session.workspace_id &&
+						  strcmp(mine->session.workspace_id, f->session.workspace_id) == 0);
+		for (int i = 0; f->listing && is_reachable && i < listing_count(f->listing); i++) {
+			struct document d;
+			listing_get(f->listing, i, &d);
+			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
+				continue;
+			if (f == mine)
+				note_prior(f, &d, &prior);
+			if (m->caps->attaches && m->caps->reuses_bytes && !*ret_document_id) {
+				*ret_document_id = strdup(d.id);
+				*ret_session_id = strdup(f->session.id);
+			}
+		}
+	}
+	/* Attached by this mount before this file, whether a listing had it since or not. */
+	struct entry *e;
+	for (size_t at = 0; mine && (e = index_next(&mine->unlisted, &at));) {
+		struct document d;
+		if (e->is_shown && entry_document(e, &d) && d.sha256 && strcmp(d.sha256, sha256) == 0)
+			note_prior(mine, &d, &prior);
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!*ret_document_id && workspace && m->caps->attaches && m->caps->reuses_bytes)
+		(void)queue_find_hash(m->queue, workspace, sha256, ret_document_id, ret_session_id); /* not known: the three steps */
+	*ret_prior_ids = buf_take(&prior);
+}
+
+int local_fill_copy(struct mount *m, struct entry *e)
+{
+	CLEANUP(listing_release) struct listing *from = NULL;
+	CLEANUP(text_release) char *session_id = NULL;
+	CLEANUP(spool_release) struct spool *s = NULL;
+	CLEANUP(fd_close) int fd = -1;
+	struct document d;
+	static const size_t room = 1 << 20;
+	int at_document = 0;
+
+	pthread_mutex_lock(&m->tree.lock);
+	if (e->local && e->local->copy_of) {
+		from = listing_ref(e->local->copy_of);
+		session_id = e->local->copy_session_id ? strdup(e->local->copy_session_id) : NULL;
+		s = spool_ref(e->local->spool);
+		at_document = e->local->copy_at;
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!from)
+		return 0;
+	if (!session_id)
+		return -ENOMEM;
+	listing_get(from, at_document, &d);
+	int r = read_fetch_now(m, session_id, &d, &fd);
+	char *block = r == 0 ? malloc(room) : NULL;
+	if (r == 0 && !block)
+		r = -ENOMEM;
+	for (off_t at = 0; r == 0;) {
+		ssize_t n = pread(fd, block, room, at);
+		if (n < 0)
+			r = -errno;
+		if (n <= 0)
+			break;
+		r = spool_write(s, block, (size_t)n, at);
+		at += n;
+	}
+	free(block);
+	pthread_mutex_lock(&m->tree.lock);
+	if (r == 0 && e->local && e->local->copy_of == from) {
+		listing_unref(e->local->copy_of);
+		e->local->copy_of = NULL;
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	return r;
+}
+
+/* ---- from an earlier run ----------------------------------------------------------------------------------- */
+
+struct loading {
+	struct mount *m;
+	int error;
+};
+
+static struct folder *folder_of_item(struct mount *m, const struct queue_item *item)
+{
+	struct folder *f = tree_find_folder(&m->tree, item->session_id);
+	if (f)
+		return f;
+	/* The session is not shown any more; its files are kept under its last name. */
+	struct session s = { .id = item->session_id, .name = item->session_name, .created_ms = -1, .updated_ms = -1 };
+	char name[NAME_BYTES_MAX + 1];
+	name_make_safe(item->session_name ? item->session_name : "", name);
+	for (int n = 4; tree_find_folder_named(&m->tree, name) && n <= 64; n += 4)
+		name_tell_apart(item->session_name, item->session_id, n, name);
+	uint64_t ino = state_next_ino(m->state);
+	return ino ? tree_add_folder(&m->tree, FOLDER_SESSION, ino, &s, name, ORIGIN_LOOKED_UP) : NULL;
+}
+
+static void load_item(void *arg, const struct queue_item *item)
+{
+	struct loading *ld = arg;
+	struct mount *m = ld->m;
+	struct spool *s = NULL;
+
+	if (item->kind == FILE_SCRATCH && clock_wall_ms() - item->mtime_ns / 1000000 > SCRATCH_LIFE_MS) {
+		log_info("spool: scratch file '%s' was last written a week ago and goes", item->name);
+		spool_unlink_id(m->spool_dir, item->spool_id);
+		(void)queue_remove(m->queue, item->ino);
+		return;
+	}
+	int r = spool_open(m->spool_dir, item->spool_id, m->caps->document_bytes_max,
+			   item->kind == FILE_SCRATCH ? -1 : item->size_bytes, &s);
+	if (r < 0) {
+		log_error("spool: the bytes of '%s' can't be opened: %s", item->name, strerror(-r));
+		return;
+	}
+	SCOPED_LOCK(&m->tree.lock);
+	struct folder *f = folder_of_item(m, item);
+	if (f && item->kind == FILE_FAILED)
+		f = failed_folder(m, f);
+	char name[NAME_BYTES_MAX + 1], id[24];
+	(void)snprintf(name, sizeof(name), "%s", item->name);
+	(void)snprintf(id, sizeof(id), "%08" PRIx64, item->ino);
+	for (int n = 4; f && folder_find(f, name) && n <= 16; n += 4)
+		name_tell_apart(item->name, id, n, name);
+	struct entry *e = f ? folder_add_entry(&m->tree, f, item->ino, name) : NULL;
+	struct local *l = e ? local_new() : NULL;
+	if (!l) {
+		spool_unref(s);
+		ld->error = -ENOMEM;
+		return;
+	}
+	l->spool = s;
+	l->kind = item->kind;
+	l->has_row = true;
+	l->is_submitted = item->kind == FILE_PENDING;
+	l->mtime_ns = item->mtime_ns;
+	l->words = item->words ? strdup(item->words) : NULL;
+	if (item->kind == FILE_FAILED) {
+		l->home_name = strdup(item->name);
+		l->verdict = item->error;
+	}
+	if (item->kind != FILE_SCRATCH) {
+		memcpy(l->sent_sha256, item->sha256, sizeof(l->sent_sha256));
+		l->sent_spool_id = item->spool_id;
+		l->is_frozen = true;
+		spool_freeze(s);
+	}
+	e->local = l;
+	f->local_count++;
+}
+
+int local_load(struct mount *m)
+{
+	struct loading ld = { m, 0 };
+	int r = queue_load(m->queue, load_item, &ld);
+	return r < 0 ? r : ld.error;
+}
+
+static void resume_item(void *arg, const struct queue_item *item)
+{
+	struct mount *m = arg;
+	CLEANUP(queue_item_release) struct queue_item copy = { 0 };
+
+	if (item->kind != FILE_PENDING || queue_item_copy(item, &copy) < 0)
+		return;
+	if (strcmp(copy.account, m->account) != 0) {
+		/* The token was changed. A session that this one may read is the same account's for our purposes. */
+		pthread_mutex_lock(&m->tree.lock);
+		struct folder *f = tree_find_folder(&m->tree, copy.session_id);
+		bool is_ours = f && f->origin != ORIGIN_LOOKED_UP;
+		pthread_mutex_unlock(&m->tree.lock);
+		char *account = is_ours ? strdup(m->account) : NULL;
+		if (account) {
+			free(copy.account);
+			copy.account = account;
+		}
+	}
+	if (uploads_submit(m->uploads, &copy, false, 0) < 0)
+		log_error("queue: '%s' could not be taken up again", copy.name);
+}
+
+void local_resume(struct mount *m)
+{
+	(void)queue_load(m->queue, resume_item, m); /* logged there */
+}

@@ -1,0 +1,477 @@
+/* Node memory and the indexes that find it; see node.h. No network, no disk, no kernel. */
+#include "fs/node.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/base/clock.h"
+
+static uint64_t hash_node(const void *item)
+{
+	return index_hash_number(((const struct node *)item)->ino);
+}
+
+static bool is_ino(const void *item, const void *key)
+{
+	return ((const struct node *)item)->ino == *(const uint64_t *)key;
+}
+
+static uint64_t hash_name(const void *item)
+{
+	return index_hash_text(((const struct entry *)item)->name);
+}
+
+static bool is_name(const void *item, const void *key)
+{
+	return strcmp(((const struct entry *)item)->name, key) == 0;
+}
+
+static uint64_t hash_document(const void *item)
+{
+	return index_hash_text(((const struct entry *)item)->document_id);
+}
+
+static bool is_document(const void *item, const void *key)
+{
+	return strcmp(((const struct entry *)item)->document_id, key) == 0;
+}
+
+void tree_init(struct tree *t)
+{
+	*t = (struct tree){ .nodes = INDEX(hash_node), .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
+	t->root_changed_wall_ms = clock_wall_ms();
+	pthread_mutex_init(&t->lock, NULL);
+}
+
+struct local *local_new(void)
+{
+	struct local *l = calloc(1, sizeof(*l));
+	if (l)
+		l->mtime_ns = clock_wall_ns();
+	return l;
+}
+
+void local_free(struct local *l)
+{
+	if (!l)
+		return;
+	spool_unref(l->spool);
+	free(l->words);
+	free(l->supersedes_id);
+	listing_unref(l->copy_of);
+	free(l->copy_session_id);
+	free(l->home_name);
+	free(l);
+}
+
+static void entry_free(struct entry *e)
+{
+	local_free(e->local);
+	listing_unref(e->own);
+	free(e->document_id);
+	free(e->name);
+	free(e);
+}
+
+static void snapshot_release_items(struct tree *t, struct snapshot *s)
+{
+	for (int i = 0; i < s->count; i++)
+		node_drop(t, &s->items[i]->node);
+	free(s->items);
+	free(s);
+}
+
+static void folder_free(struct folder *f)
+{
+	session_release(&f->session);
+	listing_unref(f->listing);
+	free(f->by_document);
+	index_release(&f->names);
+	index_release(&f->hidden);
+	index_release(&f->unlisted);
+	free(f->name);
+	free(f);
+}
+
+static void node_free(struct node *n)
+{
+	switch (n->kind) {
+	case NODE_FOLDER:
+		folder_free((struct folder *)n);
+		break;
+	case NODE_ENTRY:
+		entry_free((struct entry *)n);
+		break;
+	case NODE_LINK:
+		free(((struct link *)n)->target);
+		free(n);
+		break;
+	default:
+		break; /* fixed nodes are not ours to free */
+	}
+}
+
+void tree_release(struct tree *t)
+{
+	struct node *n;
+	for (size_t at = 0; (n = index_next(&t->nodes, &at));) {
+		if (n->kind == NODE_FOLDER) {
+			struct snapshot *s = ((struct folder *)n)->snapshot;
+			if (s) {
+				free(s->items); /* the entries are freed below, whoever held them */
+				free(s);
+			}
+		}
+	}
+	for (size_t at = 0; (n = index_next(&t->nodes, &at));)
+		node_free(n);
+	index_release(&t->nodes);
+	pthread_mutex_destroy(&t->lock);
+}
+
+struct node *tree_find(struct tree *t, uint64_t ino)
+{
+	if (ino == INO_ROOT)
+		return &t->root;
+	return index_find(&t->nodes, index_hash_number(ino), is_ino, &ino);
+}
+
+void node_hold(struct node *n)
+{
+	n->holds++;
+}
+
+static void node_free_if_unknown(struct tree *t, struct node *n)
+{
+	if (n->holds > 0 || n->lookups > 0 || n->kind == NODE_ROOT)
+		return;
+	index_remove(&t->nodes, n);
+	node_free(n);
+}
+
+void node_drop(struct tree *t, struct node *n)
+{
+	assert(n->holds > 0);
+	n->holds--;
+	node_free_if_unknown(t, n);
+}
+
+void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
+{
+	struct node *n = tree_find(t, ino);
+	if (!n)
+		return; /* one of the fixed ones */
+	n->lookups -= count < n->lookups ? count : n->lookups;
+	node_free_if_unknown(t, n);
+}
+
+struct folder *tree_find_folder(struct tree *t, const char *session_id)
+{
+	for (struct folder *f = t->first_folder; f; f = f->next_shown)
+		if (strcmp(f->session.id, session_id) == 0)
+			return f;
+	return NULL;
+}
+
+struct folder *tree_find_folder_named(struct tree *t, const char *name)
+{
+	for (struct folder *f = t->first_folder; f; f = f->next_shown)
+		if (strcmp(f->name, name) == 0)
+			return f;
+	return NULL;
+}
+
+struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
+			       enum session_origin origin)
+{
+	struct folder *f = calloc(1, sizeof(*f));
+	if (!f)
+		return NULL;
+	*f = (struct folder){ .node = { .ino = ino, .kind = NODE_FOLDER, .holds = 1 }, .kind = kind, .origin = origin,
+			      .names = INDEX(hash_name), .hidden = INDEX(hash_name), .unlisted = INDEX(hash_document) };
+	f->name = strdup(name);
+	if (!f->name || session_copy(session, &f->session) < 0 || index_put(&t->nodes, &f->node) < 0) {
+		folder_free(f);
+		return NULL;
+	}
+	folder_touch(f);
+	f->is_shown = true;
+	if (kind == FOLDER_FAILED) {
+		f->next_shown = t->first_failed;
+		t->first_failed = f;
+		return f;
+	}
+	struct folder **last = &t->first_folder;
+	while (*last)
+		last = &(*last)->next_shown;
+	*last = f;
+	t->folder_count++;
+	t->root_shape++;
+	t->root_changed_wall_ms = clock_wall_ms();
+	return f;
+}
+
+void tree_hide_folder(struct tree *t, struct folder *f)
+{
+	struct folder **at = f->kind == FOLDER_FAILED ? &t->first_failed : &t->first_folder;
+	if (!f->is_shown)
+		return;
+	while (*at && *at != f)
+		at = &(*at)->next_shown;
+	if (*at)
+		*at = f->next_shown;
+	f->next_shown = NULL;
+	f->is_shown = false;
+	if (f->kind == FOLDER_SESSION) {
+		t->folder_count--;
+		t->root_shape++;
+		t->root_changed_wall_ms = clock_wall_ms();
+	}
+	node_drop(t, &f->node);
+}
+
+struct link *tree_add_link(struct tree *t, uint64_t ino, const char *target)
+{
+	struct link *l = calloc(1, sizeof(*l));
+	if (!l)
+		return NULL;
+	l->node = (struct node){ .ino = ino, .kind = NODE_LINK };
+	l->target = strdup(target);
+	if (!l->target || index_put(&t->nodes, &l->node) < 0) {
+		free(l->target);
+		free(l);
+		return NULL;
+	}
+	return l;
+}
+
+void folder_touch(struct folder *f)
+{
+	f->shape++;
+	f->changed_wall_ms = clock_wall_ms();
+}
+
+static void forget_snapshot(struct tree *t, struct folder *f)
+{
+	struct snapshot *s = f->snapshot;
+	if (!s || s->is_growing)
+		return;
+	f->snapshot = NULL;
+	snapshot_drop(t, s);
+}
+
+static int snapshot_add(struct snapshot *s, struct entry *e)
+{
+	if (s->count == s->room) {
+		int room = s->room ? s->room * 2 : 64;
+		struct entry **items = realloc(s->items, (size_t)room * sizeof(*items));
+		if (!items)
+			return -ENOMEM;
+		s->items = items;
+		s->room = room;
+	}
+	node_hold(&e->node);
+	s->items[s->count++] = e;
+	return 0;
+}
+
+struct entry *folder_find(const struct folder *f, const char *name)
+{
+	return index_find(&f->names, index_hash_text(name), is_name, name);
+}
+
+struct entry *folder_find_hidden(const struct folder *f, const char *name)
+{
+	return index_find(&f->hidden, index_hash_text(name), is_name, name);
+}
+
+static void show(struct tree *t, struct folder *f, struct entry *e)
+{
+	e->is_shown = true;
+	f->shown_count++;
+	folder_touch(f);
+	forget_snapshot(t, f);
+	if (f->snapshot && f->snapshot->is_growing)
+		(void)snapshot_add(f->snapshot, e); /* without memory this walk's readers miss one name, the next has it */
+}
+
+/* A hidden entry that another one takes the name from. It keeps its document, and gets another name when it comes back. */
+static void take_name_away(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+	index_remove(&f->hidden, e);
+	if (e->document_id)
+		index_remove(&f->unlisted, e);
+	node_drop(t, &e->node);
+}
+
+struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name)
+{
+	struct entry *e = calloc(1, sizeof(*e));
+	if (!e)
+		return NULL;
+	*e = (struct entry){ .node = { .ino = ino, .kind = NODE_ENTRY, .holds = 1 }, .folder = f, .document = -1, .mtime_ns = -1 };
+	e->name = strdup(name);
+	if (!e->name || index_put(&t->nodes, &e->node) < 0) {
+		entry_free(e);
+		return NULL;
+	}
+	if (index_put(&f->names, e) < 0) {
+		index_remove(&t->nodes, &e->node);
+		entry_free(e);
+		return NULL;
+	}
+	struct entry *reserved = folder_find_hidden(f, name);
+	if (reserved)
+		take_name_away(t, reserved);
+	show(t, f, e);
+	return e;
+}
+
+void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name)
+{
+	struct folder *f = e->folder;
+	if (!e->is_shown)
+		return;
+	index_remove(&f->names, e);
+	e->is_shown = false;
+	f->shown_count--;
+	folder_touch(f);
+	forget_snapshot(t, f);
+	if (keeps_name && index_put(&f->hidden, e) == 0)
+		return; /* the folder's hold stays */
+	if (e->document_id)
+		index_remove(&f->unlisted, e);
+	if (e->document >= 0 && f->by_document) {
+		struct entry **at = &f->by_document[e->document];
+		while (*at && *at != e)
+			at = &(*at)->same;
+		if (*at)
+			*at = e->same;
+		e->same = NULL;
+		e->document = -1;
+	}
+	node_drop(t, &e->node);
+}
+
+int folder_show_entry(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+	if (e->is_shown)
+		return 0;
+	if (index_put(&f->names, e) < 0)
+		return -ENOMEM;
+	index_remove(&f->hidden, e);
+	show(t, f, e);
+	return 0;
+}
+
+int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, const char *name)
+{
+	struct folder *from = e->folder;
+	char *new_name = strdup(name), *old_name = e->name;
+	struct entry *reserved = folder_find_hidden(to, name);
+
+	if (!new_name)
+		return -ENOMEM;
+	index_remove(&from->names, e);
+	e->name = new_name;
+	e->folder = to;
+	if (index_put(&to->names, e) < 0) {
+		e->name = old_name;
+		e->folder = from;
+		(void)index_put(&from->names, e); /* there was room a moment ago */
+		free(new_name);
+		return -ENOMEM;
+	}
+	free(old_name);
+	if (reserved)
+		take_name_away(t, reserved);
+	from->shown_count--;
+	to->shown_count++;
+	folder_touch(from);
+	folder_touch(to);
+	forget_snapshot(t, from);
+	forget_snapshot(t, to);
+	return 0;
+}
+
+struct entry *folder_find_document(const struct folder *f, const char *document_id)
+{
+	int at = f->listing ? listing_find(f->listing, document_id) : -1;
+	if (at >= 0 && f->by_document[at])
+		return f->by_document[at];
+	return index_find(&f->unlisted, index_hash_text(document_id), is_document, document_id);
+}
+
+int folder_count_names(const struct folder *f, const char *document_id)
+{
+	int n = 0, at = f->listing ? listing_find(f->listing, document_id) : -1;
+	struct entry *e;
+
+	if (at >= 0)
+		for (e = f->by_document[at]; e; e = e->same)
+			n += e->is_shown;
+	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
+		n += e->is_shown && strcmp(e->document_id, document_id) == 0;
+	return n;
+}
+
+struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing)
+{
+	(void)t;
+	if (!f->snapshot) {
+		struct snapshot *s = calloc(1, sizeof(*s));
+		struct entry *e;
+		if (!s)
+			return NULL;
+		*s = (struct snapshot){ .refs = 1, .is_growing = is_growing };
+		s->room = f->shown_count + 1;
+		s->items = malloc((size_t)s->room * sizeof(*s->items));
+		if (!s->items) {
+			free(s);
+			return NULL;
+		}
+		for (size_t at = 0; (e = index_next(&f->names, &at));)
+			if (snapshot_add(s, e) < 0)
+				break;
+		f->snapshot = s;
+	}
+	f->snapshot->refs++;
+	return f->snapshot;
+}
+
+void snapshot_drop(struct tree *t, struct snapshot *s)
+{
+	if (s && --s->refs == 0)
+		snapshot_release_items(t, s);
+}
+
+bool entry_document(const struct entry *e, struct document *ret)
+{
+	if (e->document >= 0 && e->folder->listing) {
+		listing_get(e->folder->listing, e->document, ret);
+		return true;
+	}
+	if (e->own) {
+		listing_get(e->own, e->own_at, ret);
+		return true;
+	}
+	*ret = (struct document){ .id = e->document_id, .size_bytes = -1, .created_ms = -1, .pages = -1 };
+	return false;
+}
+
+const char *entry_document_id(const struct entry *e)
+{
+	struct document d;
+	if (e->document_id)
+		return e->document_id;
+	return entry_document(e, &d) ? d.id : NULL;
+}
+
+bool entry_is_local(const struct entry *e)
+{
+	return e->local && !entry_document_id(e);
+}

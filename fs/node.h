@@ -1,0 +1,185 @@
+/* What an inode stands for: the root, a session's folder, an entry in one (a document, a local file, or both at once while it is
+ * being uploaded), a link, or one of the mount's own files under .sessionfs.
+ *
+ * The tree is the sole owner of node memory. A node lives while somebody holds it: the kernel (`lookups`), or one of ours (`holds`: the
+ * folder that shows it, an open handle, a directory snapshot, a job). One lock, tree->lock, guards every field here that is
+ * not said to be constant; functions below want it held unless they say otherwise. It is never held while a server is asked, the
+ * disk is synced, a request is replied to at length, or the kernel is notified. Order: tree->lock, then a spool's own, then the park's. */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "client/backend.h"
+#include "client/base/index.h"
+#include "fs/park.h"
+#include "fs/queue.h"
+#include "fs/spool.h"
+#include "fs/state.h"
+
+/* Inode numbers that are fixed; state_next_ino() starts above them. */
+enum { INO_ROOT = 1, INO_CONTROL = 2, INO_FAILED = 3, INO_FAILED_LINK = 4, INO_HINT = 5, INO_CONTROL_FIRST_FILE = 16, INO_FIXED_MAX = 1000 };
+
+enum node_kind { NODE_ROOT, NODE_FOLDER, NODE_ENTRY, NODE_LINK, NODE_CONTROL, NODE_FILE /* one of our own texts */ };
+
+struct node {
+	uint64_t ino;
+	uint64_t lookups; /* the kernel's count */
+	uint32_t holds;   /* ours */
+	uint8_t kind;
+};
+
+/* A local file's bytes and how they are doing. */
+struct local {
+	struct spool *spool;     /* what is written or sent now */
+	enum file_kind kind;
+	int writers, handles;
+	bool is_dirty;           /* bytes changed since the last submit */
+	bool has_row;            /* the queue's table knows it */
+	bool is_submitted;       /* the upload engine works on it */
+	bool is_unlinked;        /* while its last step was under way: what comes of it is detached */
+	bool is_held_back;       /* a rename decides about it: a refusal leaves it where it is */
+	bool sends_again;        /* a newer version waits for the outcome of the one whose last step was sent */
+	bool counted_out;        /* it is a document now and folder->local_count has it no more */
+	bool is_frozen;          /* spool is a version that was sent: a change needs a new one */
+	char sent_sha256[65];    /* of the version the engine has or had last; "" none */
+	uint64_t sent_spool_id;
+	char *home_name;         /* of a failed file: what it was called in its session; owned */
+	int64_t mtime_ns;
+	int64_t closed_ms;       /* clock_now_ms() of the last close, 0: open */
+	int verdict;             /* of the last version sent: 0, or -errno */
+	bool has_verdict;
+	char *words;             /* why it waits or failed; owned */
+	int64_t refused_ms;      /* clock_now_ms() of a final refusal */
+	char *supersedes_id;     /* our own document that the next version takes the place of; owned */
+	struct wait_list closers; /* requests that wait for this upload */
+	/* A copy of a whole document by copy_file_range whose bytes nobody has asked for. */
+	struct listing *copy_of; /* holds that document at copy_at; NULL: no such copy */
+	int copy_at;
+	char *copy_session_id;
+};
+
+/* A name in a folder. */
+struct entry {
+	struct node node; /* first */
+	struct folder *folder;
+	char *name;             /* owned; constant while the entry is in folder->names */
+	int32_t document;       /* index in folder->listing, or -1 */
+	bool is_shown;          /* it is in folder->names and listed */
+	bool was_there_before;  /* the document was in the session before this mount's upload began */
+	bool is_saved;          /* state.db has it as it is */
+	char *document_id;      /* owned; set while document < 0 and the entry stands for one */
+	struct listing *own;    /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
+	int32_t own_at;         /* where in there */
+	struct entry *same;     /* the next entry for the same listed document */
+	int64_t mtime_ns;       /* the writer's, -1: the service's created_at */
+	int64_t attached_wall_ms; /* when this mount attached it; 0: it did not */
+	int64_t attached_ms;      /* the same on the monotonic clock; 0: before this start */
+	struct local *local;    /* owned; NULL for a plain document */
+};
+
+enum folder_kind { FOLDER_SESSION, FOLDER_FAILED /* the failed files of one session */ };
+
+struct folder {
+	struct node node; /* first */
+	enum folder_kind kind;        /* constant */
+	struct session session;       /* of FOLDER_FAILED the id and name alone */
+	char *name;                   /* as shown; owned */
+	enum session_origin origin;
+	bool is_shown;                /* in tree->folders */
+	bool is_gone;                 /* 404 */
+	bool entries_loaded;          /* from state.db */
+	bool entries_loading;
+	struct listing *listing;      /* as last applied; NULL: none yet */
+	struct entry **by_document;   /* for each of the listing's documents the first of its entries */
+	struct index names;           /* shown entries by name */
+	struct index hidden;          /* entries by name that are gone and keep their name */
+	struct index unlisted;        /* entries by document_id that the listing does not have */
+	int shown_count, local_count;
+	uint64_t shape;               /* +1 whenever a name appears or goes */
+	int64_t changed_wall_ms;
+	bool is_refreshing;           /* one flight at a time */
+	int refresh_error;            /* of the last flight: 0 or -errno */
+	int64_t refreshed_ms;         /* clock_now_ms() when the last flight ended; 0: never */
+	int64_t session_asked_ms;     /* when its name was last asked for */
+	bool gave_negatives;          /* the kernel may remember that a name is not there */
+	struct wait_list waiters;     /* for the flight, and for each of its pages */
+	int locked_ops;               /* requests under way that hold the kernel's lock of this folder */
+	struct snapshot *snapshot;    /* of this shape, or the growing one; NULL: to be made */
+	struct folder *failed;        /* of a FOLDER_SESSION: where its failed files are, NULL: none yet */
+	struct folder *next_shown;    /* in tree->first_folder's chain */
+};
+
+/* The names of a folder for readdir, in an order that does not change; counted by its folder and its handles. It grows while the
+ * folder's first walk is under way, so that names are handed out as pages arrive. */
+struct snapshot {
+	uint32_t refs;
+	int count, room;
+	bool is_growing;
+	int error; /* of the walk that ended the growing */
+	struct entry **items; /* held */
+};
+
+struct link {
+	struct node node; /* first */
+	char *target;
+};
+
+struct tree {
+	pthread_mutex_t lock;
+	struct index nodes;        /* by ino */
+	struct folder *first_folder; /* session folders, shown, in the order they came */
+	struct folder *first_failed;
+	uint64_t root_shape;
+	int folder_count;
+	struct node root;
+	int64_t root_changed_wall_ms;
+};
+
+void tree_init(struct tree *t);
+void tree_release(struct tree *t); /* frees every node; nobody holds any */
+
+struct node *tree_find(struct tree *t, uint64_t ino);
+/* The kernel forgets `count` lookups. */
+void tree_forget(struct tree *t, uint64_t ino, uint64_t count);
+
+void node_hold(struct node *n);
+/* Frees the node when nobody holds it any more and the kernel does not know it. */
+void node_drop(struct tree *t, struct node *n);
+
+struct folder *tree_find_folder(struct tree *t, const char *session_id);
+struct folder *tree_find_folder_named(struct tree *t, const char *name);
+/* A new folder, shown under `name`; takes over nothing. NULL: no memory. */
+struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
+			       enum session_origin origin);
+void tree_hide_folder(struct tree *t, struct folder *f);
+struct link *tree_add_link(struct tree *t, uint64_t ino, const char *target);
+
+struct entry *folder_find(const struct folder *f, const char *name);
+struct entry *folder_find_hidden(const struct folder *f, const char *name);
+/* A new shown entry. NULL: no memory. */
+struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name);
+/* Takes it out of the names; it lives on while held. keeps_name: the name stays its document's. */
+void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name);
+/* Shows a hidden one again. */
+int folder_show_entry(struct tree *t, struct entry *e);
+/* -ENOMEM: nothing changed. The new name must be free. */
+int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, const char *name);
+/* Entries of this document: the first, then ->same (listed), or the one unlisted. */
+struct entry *folder_find_document(const struct folder *f, const char *document_id);
+/* How many shown entries stand for the document. */
+int folder_count_names(const struct folder *f, const char *document_id);
+/* The current names, counted; NULL: no memory. While it is growing, folder_add_entry() adds to it. */
+struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing);
+void snapshot_drop(struct tree *t, struct snapshot *s);
+/* The folder's shape changed now. */
+void folder_touch(struct folder *f);
+
+/* The document an entry stands for. false: none (a local file), or only its id is known (ret->id alone is set then). */
+bool entry_document(const struct entry *e, struct document *ret);
+const char *entry_document_id(const struct entry *e);
+bool entry_is_local(const struct entry *e); /* has local bytes that are not yet a document */
+struct local *local_new(void);
+void local_free(struct local *l);

@@ -1304,6 +1304,21 @@ int options_read_credentials(const struct options *o, struct buf *why, struct cr
 	return 0;
 }
 
+int options_fingerprint(const struct options *o, const char *url, struct buf *why, char ret[65])
+{
+	CLEANUP(credentials_release) struct credentials c = { 0 };
+	CLEANUP(buf_release) struct buf about = BUF(TEXT_BYTES_MAX);
+	int r = options_read_credentials(o, why, &c);
+
+	if (r < 0)
+		return r;
+	buf_addf(&about, "%s\n%s", url ? url : "", c.user ? c.user : "");
+	if (!buf_text(&about))
+		return -ENOMEM;
+	secret_fingerprint(c.token ? c.token : c.password, buf_text(&about), ret);
+	return 0;
+}
+
 /* ---- for the backend --------------------------------------------------------------------------------------- */
 
 static int read_credentials(void *arg, struct credentials *ret)

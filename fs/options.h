@@ -78,5 +78,9 @@ bool options_parse_time(const char *text, int64_t *ret_ms);
  * configured. why may be NULL. Called again after a 401: reads anew. Any thread. */
 int options_read_credentials(const struct options *o, struct buf *why, struct credentials *ret);
 
+/* The account's name among what is remembered: the secret's (and user name's) fingerprint over the service's address. As
+ * options_read_credentials() otherwise. */
+int options_fingerprint(const struct options *o, const char *url, struct buf *why, char ret[65]);
+
 /* Fills a backend_config that borrows from o. */
 void options_backend_config(const struct options *o, struct backend_config *ret);

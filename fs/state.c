@@ -454,6 +454,26 @@ static int take_lock(struct state *s, int64_t wait_ms, struct buf *why, bool *re
 	}
 }
 
+int state_read_owner(const char *dir, char **ret_owner)
+{
+	CLEANUP(lock_text_release) struct lock_text text = { 0 };
+	char path[PATH_BYTES_MAX];
+
+	if (snprintf(path, sizeof(path), "%s/lock", dir) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	CLEANUP(fd_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return -errno;
+	int r = read_lock_text(fd, &text);
+	if (r < 0)
+		return r;
+	if (!text.owner || !text.pid || kill(text.pid, 0) < 0)
+		return -ENOENT;
+	*ret_owner = text.owner;
+	text.owner = NULL;
+	return 0;
+}
+
 int state_renew_owner(struct state *s)
 {
 	return write_lock_text(s, false);

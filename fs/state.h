@@ -24,6 +24,8 @@ int state_renew_owner(struct state *s);
 /* Tells the next mount that this one is draining and may be asked to stop. */
 void state_set_draining(struct state *s);
 void state_close(struct state *s);
+/* Whose folder it is now, from the lock file; asks for no lock. The caller frees *ret_owner. -ENOENT: nobody's. */
+int state_read_owner(const char *dir, char **ret_owner);
 const char *state_dir(const struct state *s);
 
 /* An inode number nothing in this state folder ever had; > 1000 (those below are fixed ones). Any thread; touches the

@@ -586,6 +586,28 @@ static void with_a_user_name_the_secret_is_a_password(void **state)
 	options_release(&o);
 }
 
+static void another_secret_user_or_address_is_another_account(void **state)
+{
+	char one[65], same[65], other[65];
+
+	write_text("config/sessionfs/raydocs.token", "sesame\n", 0600);
+	struct options o = read_good("raydocs", NULL), named = read_good("raydocs", "username=me");
+	assert_int_equal(options_fingerprint(&o, "https://x", NULL, one), 0);
+	assert_int_equal(options_fingerprint(&o, "https://x", NULL, same), 0);
+	assert_string_equal(one, same);
+	assert_int_equal(options_fingerprint(&o, "https://y", NULL, other), 0);
+	assert_string_not_equal(one, other);
+	assert_int_equal(options_fingerprint(&named, "https://x", NULL, other), 0);
+	assert_string_not_equal(one, other);
+	write_text("config/sessionfs/raydocs.token", "other\n", 0600);
+	assert_int_equal(options_fingerprint(&o, "https://x", NULL, other), 0);
+	assert_string_not_equal(one, other);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(options_fingerprint(&o, "https://x", NULL, other), -ENOENT);
+	options_release(&o);
+	options_release(&named);
+}
+
 /* ---- for others -------------------------------------------------------------------------------------------- */
 
 static void the_backend_gets_what_concerns_it(void **state)
@@ -675,6 +697,7 @@ int main(void)
 		EACH(the_folders_are_made_for_us_alone),
 		EACH(the_token_comes_from_the_first_place_that_has_one),
 		EACH(with_a_user_name_the_secret_is_a_password),
+		EACH(another_secret_user_or_address_is_another_account),
 		EACH(the_backend_gets_what_concerns_it),
 		EACH(the_help_names_every_option_and_each_is_known),
 		EACH(a_duration_has_a_unit_or_is_in_seconds),

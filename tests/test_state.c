@@ -332,6 +332,21 @@ static void a_folder_in_use_is_refused_with_the_name_of_who_has_it(void **state)
 	state_close(s);
 }
 
+static void the_owner_can_be_read_while_there_is_one(void **state)
+{
+	char *owner = NULL;
+
+	assert_int_equal(state_read_owner(dir, &owner), -ENOENT);
+	struct state *s = open_state();
+	assert_int_equal(state_read_owner(dir, &owner), 0);
+	assert_string_equal(owner, "/mnt/x");
+	free(owner);
+	owner = NULL;
+	state_close(s);
+	assert_int_equal(state_read_owner(dir, &owner), -ENOENT);
+	assert_null(owner);
+}
+
 static void a_mounted_owner_is_not_waited_for(void **state)
 {
 	struct buf why = BUF(1000);
@@ -616,6 +631,7 @@ int main(void)
 		EACH(entries_are_kept_by_number_and_a_name_has_one_owner),
 		EACH(many_entries_are_saved_in_one_go),
 		EACH(a_folder_in_use_is_refused_with_the_name_of_who_has_it),
+		EACH(the_owner_can_be_read_while_there_is_one),
 		EACH(a_mounted_owner_is_not_waited_for),
 		EACH(a_draining_owner_is_asked_to_stop_and_waited_for),
 		EACH(a_draining_owner_that_does_not_stop_is_waited_for_within_bounds),

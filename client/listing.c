@@ -608,7 +608,7 @@ static int records_add(struct records *rs, const struct document *doc, int64_t j
 	if (old < 0 && rs->count == INT_MAX)
 		return -ENOMEM;
 	if (old < 0 && rs->count == rs->room) {
-		uint32_t room = rs->room ? rs->room + rs->room / 2 : 16;
+		uint32_t room = rs->room + rs->room / 2 + 16;
 		uint32_t *at = realloc(rs->at, room * sizeof(*at));
 		if (!at)
 			return -ENOMEM;

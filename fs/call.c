@@ -309,11 +309,10 @@ void call_rmdir(struct mount *m, fuse_req_t req, const char *name)
 
 /* ---- unlink ------------------------------------------------------------------------------------------------ */
 
-static void unlink_closers_resume(fuse_req_t req, void *arg, int how)
+static void unlink_local_job(void *arg)
 {
-	/* Its last step was under way; local_event() took care of what came of it. A file nobody hears of any more is removed all the same. */
-	(void)arg;
-	fuse_reply_err(req, how == -EINTR ? EINTR : 0);
+	struct change_call *c = arg;
+	call_done(c, local_remove(c->m, c->entry));
 }
 
 static void unlink_document_job(void *arg)
@@ -350,7 +349,7 @@ static void unlink_document_job(void *arg)
 void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *name)
 {
 	int error = 0;
-	bool answers = true;
+	pool_fn *job = NULL;
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct entry *e = folder_find(f, name);
@@ -361,35 +360,19 @@ void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *
 	} else if (m->options->read_only) {
 		error = EROFS;
 	} else if (e->local && !e->local->counted_out) {
-		struct local *l = e->local;
-		bool is_submitted = l->is_submitted;
-		uint64_t ino = e->node.ino;
-		l->is_unlinked = is_submitted;
-		node_hold(&e->node);
-		pthread_mutex_unlock(&m->tree.lock);
-		int r = is_submitted ? uploads_cancel(m->uploads, ino, false) : 0;
-		pthread_mutex_lock(&m->tree.lock);
-		if (r == -EINPROGRESS && l->is_submitted) {
-			answers = park_wait(m->park, &l->closers, req, clock_now_ms() + WAIT_LOCKED_MS, unlink_closers_resume, NULL) < 0;
-		} else if (r != -EINPROGRESS && e->is_shown && e->local == l && !l->counted_out) {
-			l->is_submitted = l->is_unlinked = false;
-			local_drop(m, e);
-			pthread_mutex_unlock(&m->tree.lock);
-			park_wake(m->park, &l->closers, -ECANCELED);
-			pthread_mutex_lock(&m->tree.lock);
-		}
-		node_drop(&m->tree, &e->node);
+		job = unlink_local_job; /* what is still local can always be removed */
 	} else if ((error = -local_may_remove(m, e)) == 0) {
-		if (e->was_there_before && m->options->remove != REMOVE_YES && folder_count_names(f, entry_document_id(e)) == 1) {
+		job = unlink_document_job;
+		if (e->was_there_before && m->options->remove != REMOVE_YES && folder_count_names(f, entry_document_id(e)) == 1)
 			error = EPERM; /* it was in the session before this mount's upload began */
-		} else {
-			struct change_call *c = call_new(m, req, f, NULL, e, name, NULL);
-			answers = !c || !call_begin(c, unlink_document_job, answer_error, WAIT_LOCKED_MS);
-			error = answers ? ENOMEM : 0;
-		}
+	}
+	if (!error) {
+		struct change_call *c = call_new(m, req, f, NULL, e, name, NULL);
+		if (!c || !call_begin(c, job, answer_error, WAIT_LOCKED_MS))
+			error = ENOMEM;
 	}
 	pthread_mutex_unlock(&m->tree.lock);
-	if (answers)
+	if (error)
 		fuse_reply_err(req, error);
 }
 
@@ -525,13 +508,12 @@ static int take_new_name(struct change_call *c)
 	if (there == e)
 		return 0; /* local_event() was faster */
 	if (there) {
-		if (there->local && !there->local->counted_out) {
-			if (there->local->is_submitted)
-				return -EBUSY;
+		if (there->local && !there->local->counted_out && there->local->is_submitted)
+			return -EBUSY;
+		if (there->local && !there->local->counted_out)
 			local_drop(m, there);
-		} else {
+		else
 			folder_hide_entry(&m->tree, there, false);
-		}
 	}
 	int r = folder_rename_entry(&m->tree, e, c->to, c->new_name);
 	if (r == 0 && e->local && !e->local->counted_out && from != c->to) {
@@ -568,13 +550,9 @@ static void rename_upload_resume(fuse_req_t req, void *arg, int how)
 		error = 0; /* still moving: it goes on as in background mode */
 	else if (how == -ETIMEDOUT && view.error)
 		error = view.error;
-	bool is_submitted = false;
 	if (error) {
-		pthread_mutex_lock(&m->tree.lock);
-		is_submitted = e->local && e->local->is_submitted;
-		pthread_mutex_unlock(&m->tree.lock);
 		/* The scratch name keeps its bytes, and nothing of this attempt may become a document behind the caller's back. */
-		if (is_submitted && uploads_cancel(m->uploads, e->node.ino, true) == -EINPROGRESS) {
+		if (uploads_cancel(m->uploads, e->node.ino, true) == -EINPROGRESS) {
 			log_warning("rename: '%s' failed, but its last step had been sent: what came of it is looked up", c->new_name);
 			error = 0;
 		}
@@ -668,6 +646,35 @@ static int rename_over_document(struct change_call *c, bool *ret_done)
 	return r;
 }
 
+/* A file under way takes its new name along until its last step is sent. Worker threads. */
+static int rename_under_way(struct change_call *c)
+{
+	struct mount *m = c->m;
+	struct entry *e = c->entry;
+	CLEANUP(text_release) char *session_id = NULL, *session_name = NULL;
+	bool becomes_scratch = name_is_scratch(m->rules, c->new_name);
+
+	pthread_mutex_lock(&m->tree.lock);
+	session_id = strdup(c->to->session.id);
+	session_name = strdup(c->to->name);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!session_id || !session_name)
+		return -ENOMEM;
+	int r = becomes_scratch ? uploads_cancel(m->uploads, e->node.ino, true)
+				: uploads_rename(m->uploads, e->node.ino, session_id, session_name, c->new_name);
+	if (r == -EINPROGRESS || r == -ENOENT)
+		return -EBUSY; /* it is a document now, or will be in a moment */
+	if (r < 0)
+		return r;
+	SCOPED_LOCK(&m->tree.lock);
+	if (becomes_scratch && e->local) {
+		e->local->is_submitted = false;
+		e->local->kind = FILE_SCRATCH;
+		e->local->is_dirty = true;
+	}
+	return take_new_name(c);
+}
+
 static void rename_local_job(void *arg)
 {
 	struct change_call *c = arg;
@@ -676,8 +683,18 @@ static void rename_local_job(void *arg)
 	bool is_done = false;
 	int r = 0;
 
-	if (c->target)
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_over_local = c->target && c->target->local && !c->target->local->counted_out;
+	bool is_under_way = e->local && e->local->is_submitted;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_over_local)
+		r = local_remove(m, c->target); /* a placeholder, or a file under way that is not wanted any more */
+	else if (c->target)
 		r = rename_over_document(c, &is_done);
+	if (r == 0 && !is_done && is_under_way) {
+		r = rename_under_way(c);
+		is_done = true;
+	}
 	if (r < 0 || is_done) {
 		call_done(c, r);
 		return;
@@ -771,60 +788,15 @@ void call_rename(struct mount *m, fuse_req_t req, struct folder *from, const cha
 		error = EEXIST;
 	else
 		error = -local_check_name(m, to, new_name);
-	if (!error && e != there && is_local && there && there->local && !there->local->counted_out && there->local->is_submitted) {
-		/* Over a file under way: that one is not wanted any more. */
-		uint64_t ino = there->node.ino;
-		struct local *old = there->local;
-		node_hold(&there->node);
-		old->is_unlinked = true;
-		pthread_mutex_unlock(&m->tree.lock);
-		int r = uploads_cancel(m->uploads, ino, false);
-		pthread_mutex_lock(&m->tree.lock);
-		if (r == -EINPROGRESS) {
-			error = EBUSY; /* its last step was sent; what comes of it is taken back */
-		} else if (there->is_shown && there->local == old) {
-			old->is_submitted = old->is_unlinked = false;
-			local_drop(m, there);
-		}
-		node_drop(&m->tree, &there->node);
-		there = folder_find(to, new_name);
-	}
-	if (!error && e != there && is_local && e->local->is_submitted) {
-		/* Until its last step is sent a file under way takes a new name along. */
-		uint64_t ino = e->node.ino;
-		bool becomes_scratch = name_is_scratch(m->rules, new_name);
-		CLEANUP(text_release) char *session_id = strdup(to->session.id), *session_name = strdup(to->name);
-		node_hold(&e->node);
-		pthread_mutex_unlock(&m->tree.lock);
-		int r = !session_id || !session_name ? -ENOMEM
-			: becomes_scratch	     ? uploads_cancel(m->uploads, ino, true)
-						     : uploads_rename(m->uploads, ino, session_id, session_name, new_name);
-		pthread_mutex_lock(&m->tree.lock);
-		if (r == -EINPROGRESS || r == -ENOENT)
-			error = EBUSY;
-		else if (r < 0)
-			error = -r;
-		if (!error && becomes_scratch) {
-			e->local->is_submitted = false;
-			e->local->kind = FILE_SCRATCH;
-			e->local->is_dirty = true;
-		}
-		if (!error) {
-			struct change_call c = { .m = m, .entry = e, .to = to, .new_name = (char *)new_name };
-			error = -take_new_name(&c);
-		}
-		node_drop(&m->tree, &e->node);
-	} else if (!error && e != there) {
+	if (!error && e != there) {
 		struct change_call *c = call_new(m, req, from, to, e, name, new_name);
-		if (c && is_local && there && !(there->local && !there->local->counted_out)) {
+		if (c && is_local && there) {
 			c->target = there;
 			node_hold(&there->node);
 		}
-		if (!c)
-			error = ENOMEM;
-		else if (is_local)
+		if (c && is_local)
 			answers = !call_begin_with(c, rename_local_job, rename_resume, WAIT_RENAME_MS);
-		else
+		else if (c)
 			answers = !call_begin(c, move_document_job, answer_error, WAIT_LOCKED_MS);
 		if (answers)
 			error = ENOMEM;

@@ -19,6 +19,7 @@
 #define REFUSED_NAME_MS 60000
 #define RECENT_MS (10 * 60 * 1000)
 #define DETACH_WAIT_MS 10000
+#define RESEND_PAUSE_MS 20
 #define REFUSED_TEXT_BYTES_MAX 16384
 #define SCRATCH_LIFE_MS (7LL * 24 * 3600 * 1000)
 
@@ -171,8 +172,10 @@ struct drop_job {
 static void drop_run(void *arg)
 {
 	struct drop_job *j = arg;
-	/* Always: one may be on its way from local_save(). */
-	if (queue_remove(j->m->queue, j->ino) < 0)
+	int r = uploads_cancel(j->m->uploads, j->ino, false); /* a failed file is still the engine's */
+	if (r == -ENOENT)
+		r = queue_remove(j->m->queue, j->ino); /* always: one may be on its way from local_save() */
+	if (r < 0)
 		log_warning("queue: the row of a removed file stays; it is set aside at the next start");
 	spool_unlink(j->spool);
 	spool_unref(j->spool);
@@ -183,9 +186,8 @@ void local_drop(struct mount *m, struct entry *e)
 {
 	struct local *l = e->local;
 	struct drop_job *j = malloc(sizeof(*j));
-	struct folder *f = e->folder;
 
-	f->local_count--;
+	e->folder->local_count--;
 	if (j) {
 		*j = (struct drop_job){ m, e->node.ino, spool_ref(l->spool) };
 		if (pool_run(m->disk, drop_run, j) < 0) {
@@ -194,6 +196,43 @@ void local_drop(struct mount *m, struct entry *e)
 		}
 	}
 	folder_hide_entry(&m->tree, e, false);
+}
+
+int local_remove(struct mount *m, struct entry *e)
+{
+	struct tree *t = &m->tree;
+	CLEANUP(text_release) char *name = NULL;
+
+	pthread_mutex_lock(&t->lock);
+	struct local *l = e->local;
+	bool is_local = l && !l->counted_out && e->is_shown;
+	bool is_submitted = is_local && l->is_submitted;
+	if (is_submitted)
+		l->is_unlinked = true;
+	pthread_mutex_unlock(&t->lock);
+	if (!is_local)
+		return -ENOENT;
+	int r = is_submitted ? uploads_cancel(m->uploads, e->node.ino, false) : 0;
+	pthread_mutex_lock(&t->lock);
+	if (r == -EINPROGRESS && l->is_submitted && e->is_shown) {
+		/* Its last step was sent: the name goes now, and what comes of it is taken back when it is known. */
+		node_hold(&e->node);
+		l->is_taken_back = true;
+		folder_hide_entry(t, e, false);
+		r = 0;
+	} else if ((r == 0 || r == -ENOENT) && e->is_shown && e->local == l && !l->counted_out) {
+		l->is_submitted = l->is_unlinked = false;
+		local_drop(m, e);
+		r = 0;
+	} else if (r == 0 || r == -ENOENT || r == -EINPROGRESS) {
+		r = 0; /* local_event() has seen that it was unlinked, and took care of it */
+	} else {
+		l->is_unlinked = false;
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (r == 0)
+		park_wake(m->park, &l->closers, -ECANCELED);
+	return r;
 }
 
 bool local_wants_sending(struct mount *m, const struct entry *e)
@@ -289,7 +328,8 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 	pthread_mutex_unlock(&m->tree.lock);
 	r = uploads_submit(m->uploads, &item, somebody_waits, not_before_ms);
 	if (r < 0) {
-		log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
+		if (r != -EBUSY)
+			log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
 		pthread_mutex_lock(&m->tree.lock);
 		e->local->is_submitted = false;
 		e->local->is_dirty = true;
@@ -434,6 +474,9 @@ static void resend_job(void *arg)
 {
 	struct entry_job *j = arg;
 	int r = local_submit(j->m, j->entry, NULL, NULL, true, 0);
+	/* The engine is still at the event that told us to. */
+	if (r == -EBUSY && pool_run_later(j->m->disk, RESEND_PAUSE_MS, resend_job, entry_job_free, j) == 0)
+		return;
 	if (r != 0) {
 		pthread_mutex_lock(&j->m->tree.lock);
 		struct local *l = j->entry->local;
@@ -456,6 +499,15 @@ static void keep_content(struct mount *m, struct spool *s, const struct document
 	if ((d->sha256 && strcmp(d->sha256, sha256) != 0) || !buf_text(&path) ||
 	    content_adopt(m->content, buf_text(&path), key) < 0)
 		spool_unlink(s);
+}
+
+/* local_remove()'s hold of a file whose outcome was not known. The caller has one of its own. */
+static void drop_taken_back(struct mount *m, struct entry *e)
+{
+	if (!e->local->is_taken_back)
+		return;
+	e->local->is_taken_back = false;
+	node_drop(&m->tree, &e->node);
 }
 
 static void on_done(struct mount *m, struct entry *e, const struct queue_item *item, struct listing *document)
@@ -507,6 +559,7 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		}
 		f->local_count--;
 		folder_hide_entry(t, e, false);
+		drop_taken_back(m, e);
 	} else if (sends_again) {
 		struct entry_job *j = entry_job_new(m, e);
 		if (j && pool_run(m->disk, resend_job, j) < 0) {
@@ -689,6 +742,7 @@ static void on_refused(struct mount *m, struct entry *e, const struct queue_item
 	set_verdict(l, error, words);
 	if (l->is_unlinked) {
 		local_drop(m, e);
+		drop_taken_back(m, e);
 	} else if (!l->is_held_back) {
 		l->kind = FILE_FAILED;
 		l->refused_ms = clock_now_ms();
@@ -718,6 +772,7 @@ static void on_canceled(struct mount *m, struct entry *e)
 	l->sends_again = false;
 	if (l->is_unlinked) {
 		local_drop(m, e);
+		drop_taken_back(m, e);
 	} else if (sends_again) {
 		struct entry_job *j = entry_job_new(m, e);
 		if (j && pool_run(m->disk, resend_job, j) < 0) {
@@ -771,12 +826,19 @@ void local_event(void *arg, enum upload_event event, const struct queue_item *it
 
 /* ---- what is known already --------------------------------------------------------------------------------- */
 
-static void note_prior(const struct folder *f, const struct document *d, struct buf *prior)
+static void note_prior(const struct document *d, struct buf *prior)
 {
-	(void)f;
 	if (prior->len > 0)
 		buf_add(prior, " ");
 	buf_add(prior, d->id);
+}
+
+static void note_known(struct mount *m, const struct folder *f, const struct document *d, char **ret_document_id, char **ret_session_id)
+{
+	if (!m->caps->attaches || !m->caps->reuses_bytes || *ret_document_id)
+		return;
+	*ret_document_id = strdup(d->id);
+	*ret_session_id = strdup(f->session.id);
 }
 
 void local_known(void *arg, const char *session_id, const char *sha256, int64_t size_bytes, char **ret_document_id,
@@ -794,25 +856,24 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
 		bool is_reachable = f == mine || (mine && mine->session.workspace_id && f->session.workspace_id &&
 						  strcmp(mine->session.workspace_id, f->session.workspace_id) == 0);
+		struct document d;
+		struct entry *e;
 		for (int i = 0; f->listing && is_reachable && i < listing_count(f->listing); i++) {
-			struct document d;
 			listing_get(f->listing, i, &d);
 			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
 			if (f == mine)
-				note_prior(f, &d, &prior);
-			if (m->caps->attaches && m->caps->reuses_bytes && !*ret_document_id) {
-				*ret_document_id = strdup(d.id);
-				*ret_session_id = strdup(f->session.id);
-			}
+				note_prior(&d, &prior);
+			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
-	}
-	/* Attached by this mount before this file, whether a listing had it since or not. */
-	struct entry *e;
-	for (size_t at = 0; mine && (e = index_next(&mine->unlisted, &at));) {
-		struct document d;
-		if (e->is_shown && entry_document(e, &d) && d.sha256 && strcmp(d.sha256, sha256) == 0)
-			note_prior(mine, &d, &prior);
+		/* Attached by this mount, and no listing had it since. */
+		for (size_t at = 0; is_reachable && (e = index_next(&f->unlisted, &at));) {
+			if (!e->is_shown || !entry_document(e, &d) || !d.sha256 || strcmp(d.sha256, sha256) != 0)
+				continue;
+			if (f == mine)
+				note_prior(&d, &prior);
+			note_known(m, f, &d, ret_document_id, ret_session_id);
+		}
 	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!*ret_document_id && workspace && m->caps->attaches && m->caps->reuses_bytes)

@@ -606,22 +606,10 @@ typedef int on_local(struct mount *m, struct entry *e);
 static int discard_one(struct mount *m, struct entry *e)
 {
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
-	bool is_submitted = l->is_submitted;
-	l->is_unlinked = is_submitted;
-	pthread_mutex_unlock(&m->tree.lock);
-	int r = is_submitted ? uploads_cancel(m->uploads, e->node.ino, false) : 0;
-	if (r == -EINPROGRESS)
-		return 0; /* what comes of its last step is taken back */
-	pthread_mutex_lock(&m->tree.lock);
-	if (e->is_shown && e->local == l) {
-		l->is_submitted = l->is_unlinked = false;
+	if (e->is_shown)
 		notice_entry(m, e->folder, e->name);
-		local_drop(m, e);
-	}
 	pthread_mutex_unlock(&m->tree.lock);
-	park_wake(m->park, &l->closers, -ECANCELED);
-	return 0;
+	return local_remove(m, e);
 }
 
 /* Calls fn for each failed file, and with waiting ones too for each of those. Returns how many. */

@@ -141,6 +141,9 @@ int local_save(struct mount *m, struct entry *e);
 int local_check_name(struct mount *m, struct folder *f, const char *name);
 /* Drops a local entry: its name, and on a worker its row and bytes. The engine must not have it any more. tree.lock held. */
 void local_drop(struct mount *m, struct entry *e);
+/* Removes a local file: cancels its upload, and drops it; when its last step was sent already, what comes of it is detached. Worker
+ * threads; tree.lock not held; e is held by the caller. */
+int local_remove(struct mount *m, struct entry *e);
 /* Moves a local file to the failed folder, with why. tree.lock held. */
 void local_fail(struct mount *m, struct entry *e, int error, const char *words);
 /* Where a failed file belongs. NULL: its session has no folder any more. tree.lock held. */

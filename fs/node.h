@@ -40,6 +40,7 @@ struct local {
 	bool has_row;            /* the queue's table knows it */
 	bool is_submitted;       /* the upload engine works on it */
 	bool is_unlinked;        /* while its last step was under way: what comes of it is detached */
+	bool is_taken_back;      /* local_remove() holds the node until the outcome is known */
 	bool is_held_back;       /* a rename decides about it: a refusal leaves it where it is */
 	bool sends_again;        /* a newer version waits for the outcome of the one whose last step was sent */
 	bool counted_out;        /* it is a document now and folder->local_count has it no more */

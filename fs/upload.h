@@ -5,8 +5,9 @@
  * backend_upload_find() looks before anything is repeated. Files for one session that are STORED while its attach call is
  * under way go into the next one together; a refused batch is taken apart until the guilty one is found.
  *
- * Threads: uploads_*() from any, none of them waits for the network; uploads_submit() waits for the disk. Events come on
- * the engine's own threads, with no lock held. */
+ * Threads: uploads_*() from any, none of them waits for the network (drain and free: for what is under way, bounded);
+ * submit, cancel and rename wait for the disk. Events come on the engine's own threads, with no lock held, and never from
+ * within a call; those of one file come one after the other. */
 #pragma once
 
 #include "client/backend.h"
@@ -39,6 +40,7 @@ struct upload_circumstances {
 	int attempts;             /* of this step, this one included */
 	int64_t age_ms;           /* since the file was queued */
 	bool others_went_through; /* other files were uploaded since */
+	int error;                /* what the call returned: tells a timeout from a refused connection */
 };
 struct move upload_judge(const struct fault *fault, const struct upload_circumstances *at);
 /* 1 s doubling to 5 min with jitter in [0.5, 1.0) from `random`, never less than retry_after_ms. */
@@ -60,7 +62,7 @@ enum upload_event {
 	UPLOAD_WAITING, /* transient for longer than close_timeout (or the service is known to be away): a waiting close is told
 	                   `error` now, the file goes on in the background */
 	UPLOAD_MOVED,   /* state or step changed; for attributes and caches */
-	UPLOAD_CANCELED,
+	UPLOAD_CANCELED, /* only after uploads_cancel() said -EINPROGRESS: it turned out that nothing had its effect */
 };
 
 struct uploads_config {
@@ -84,14 +86,16 @@ int uploads_new(const struct uploads_config *config, struct uploads **ret);
 
 /* Begins (or takes up again) a file: writes its row, then works on it. somebody_waits: a close is waiting (URGENCY and the
  * UPLOAD_WAITING event apply). The item's spool must be synced and frozen. A file already there under this ino is replaced: the
- * old attempt must have been canceled. not_before_ms (clock_now_ms scale, 0: now) is for `settle`. */
+ * old attempt must have been canceled, or have had its last event (-EBUSY). not_before_ms (clock_now_ms scale, 0: now) is for
+ * `settle`. A FILE_FAILED item is taken in as it is, to be viewed, counted, and begun anew by uploads_retry(). */
 int uploads_submit(struct uploads *u, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms);
 
 /* Somebody begins to wait for a file that is already being worked on (equal bytes again). -ENOENT: not there. */
 int uploads_join(struct uploads *u, uint64_t ino);
 
-/* Stops working on a file. 0: nothing had its effect and nothing will; the row is gone (keep: it stays, as FILE_SCRATCH under its name).
- * -EINPROGRESS: the last step was sent; it is looked up, not repeated, and DONE or CANCELED follows. -ENOENT. */
+/* Stops working on a file. 0: nothing had its effect and nothing will; the row is gone (keep: it stays, as FILE_SCRATCH under its
+ * name), and no event follows. -EINPROGRESS: the last step was sent; it is looked up, not repeated, and DONE or CANCELED follows.
+ * -ENOENT. Another error is the disk's: the file goes on. A FILE_FAILED one is discarded likewise. */
 int uploads_cancel(struct uploads *u, uint64_t ino, bool keep);
 
 /* A new name or session before the last step was sent. -EINPROGRESS: it was. */

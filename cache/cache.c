@@ -448,6 +448,8 @@ static void drop_seen_pages(struct flight *f)
 			needed = w->page_next;
 	}
 	int count = (int)(needed - f->page_first);
+	if (!count)
+		return;
 	for (int i = 0; i < count; i++)
 		listing_unref(f->pages[i]);
 	f->page_count -= count;

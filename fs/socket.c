@@ -140,7 +140,7 @@ static void answer_asker(void *arg)
 		r = -EINVAL;
 	if (r == 0)
 		r = a->server->handle(a->server->arg, line.data, &answer);
-	if (r < 0 || !buf_text(&answer)) {
+	if ((r < 0 && answer.len == 0) || answer.failed) {
 		buf_clear(&answer);
 		buf_addf(&answer, "error %s\n", strerror(r < 0 ? -r : EMSGSIZE));
 	}

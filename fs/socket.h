@@ -10,8 +10,8 @@
 
 struct socket_server;
 
-/* Fills the answer: a first line "ok" or "error SENTENCE", then text for the command. May block; called on worker threads, a few at a
- * time. 0, or -errno: then "error" and that error's words are the answer. */
+/* Fills the answer: a first line "ok" or "error SENTENCE", then text for the command. May block; called on worker threads, a
+ * few at a time. 0 or -errno; where that left the answer empty, "error" and the error's words are sent. */
 typedef int socket_handler(void *arg, const char *line, struct buf *answer);
 
 /* Listens in dir (control.sock, 0600; what a dead process left is replaced: the caller holds the folder's lock). */

@@ -45,6 +45,10 @@ static int handle(void *arg, const char *line, struct buf *answer)
 {
 	if (strcmp(line, "fail") == 0)
 		return -ENOSPC;
+	if (strcmp(line, "refuse") == 0) {
+		buf_add(answer, "error because\n");
+		return -EPERM;
+	}
 	if (strcmp(line, "slow") == 0)
 		(void)usleep(500 * 1000);
 	if (strcmp(line, "nothing") == 0)
@@ -80,6 +84,7 @@ static void a_line_gets_its_answer(void **state)
 	assert_answer("add 8c1f", "ok\nadd 8c1f\n");
 	assert_answer("refresh Q1/\xc3\xbc", "ok\nrefresh Q1/\xc3\xbc\n");
 	assert_answer("fail", "error No space left on device\n");
+	assert_answer("refuse", "error because\n");
 	assert_int_equal(socket_ask(dir, "much", &answer), 0);
 	assert_int_equal(answer.len, 8 + 1000000);
 	buf_clear(&answer);

@@ -601,20 +601,25 @@ static int fake_list_documents(struct backend *b, struct call *call, const char 
 {
 	struct fake_run run;
 	CLEANUP(listing_release) struct listing *found = NULL;
+	CLEANUP(session_release) struct session session = { 0 };
 	int64_t asked_ms = clock_now_ms();
 	int r = run_begin(&run, b, call, FAKE_LIST_DOCUMENTS);
 
 	run.f->known_calls += known != NULL;
 	if (r == 0) {
 		struct fake_session *s = find_session(run.f, session_id);
-		if (s)
+		if (s) {
 			found = list_session(run.f, s, asked_ms);
-		else
+			show_session(s, &session);
+		} else {
 			r = no_session(call);
+		}
 	}
 	r = run_end(&run, r, false);
 	if (r < 0)
 		return r;
+	if (call->on_session)
+		call->on_session(call->on_session_arg, &session);
 	hand_over_pages(run.f, call, found);
 	if (known && is_same_listing(known, found))
 		return listing_renew(known, asked_ms, clock_wall_ms(), ret);

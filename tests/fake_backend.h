@@ -37,7 +37,7 @@ enum fake_op {
 
 /* What fake_backend_new(NULL) can do: it lists and makes sessions, attaches (same id) and detaches, knows sizes and hashes,
  * reuses equal bytes, gives documents names of its own ("document-N.pdf"), attaches 10 uploads a request, lists 15
- * documents a page. Keys live a day, documents have at most 40,000,000 bytes. */
+ * documents a page and hands over the session's record with them. Keys live a day, documents have at most 40,000,000 bytes. */
 struct backend_caps fake_caps(void);
 
 /* caps NULL: fake_caps(). backend_close() ends it. There is one template, "t1" (workspace "w1"), and no session. */

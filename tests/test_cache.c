@@ -111,6 +111,15 @@ static int scratch_file(void)
 	return fd;
 }
 
+static void assert_session(const struct setting *s, const char *id, const char *name)
+{
+	CLEANUP(session_release) struct session session = { 0 };
+	struct call call = { 0 };
+
+	assert_int_equal(backend_get_session(s->cache, &call, id, &session), 0);
+	assert_string_equal(session.name, name);
+}
+
 /* ---- somebody else who lists -------------------------------------------------------------------------------- */
 
 struct other {
@@ -121,6 +130,7 @@ struct other {
 	int result;
 	int pages, documents;
 	bool on_own_thread;
+	char session_name[32];
 };
 
 static void count_page(void *arg, const struct listing *page)
@@ -463,6 +473,35 @@ static void pages_come_to_the_caller_and_to_who_joined_on_their_own_threads(void
 	set_down(&s);
 }
 
+static void note_session(void *arg, const struct session *session)
+{
+	struct other *o = arg;
+
+	(void)snprintf(o->session_name, sizeof(o->session_name), "%s", session->name);
+}
+
+static void a_sessions_record_seen_on_the_way_is_handed_over_and_remembered(void **state)
+{
+	struct setting s = set_up();
+	struct other first = { .call = { .on_session = note_session, .on_session_arg = &first } };
+	struct other second = { .call = { .on_session = note_session, .on_session_arg = &second } };
+
+	(void)state;
+	assert_session(&s, "s1", "Q1");
+	fake_rename_session(s.fake, "s1", "New");
+	begin_held(&first, &s);
+	begin(&second, &s);
+	(void)usleep(50000);
+	fake_let_go(s.fake, FAKE_LIST_DOCUMENTS);
+	assert_int_equal(end(&first), 1);
+	assert_int_equal(end(&second), 1);
+	assert_string_equal(first.session_name, "New");
+	assert_string_equal(second.session_name, "New");
+	assert_session(&s, "s1", "New");
+	assert_int_equal(fake_calls(s.fake, FAKE_GET_SESSION), 1);
+	set_down(&s);
+}
+
 static void closing_ends_flights_that_nobody_waits_for(void **state)
 {
 	struct setting s = set_up();
@@ -760,15 +799,6 @@ static int count_sessions(const struct setting *s)
 	return r < 0 ? r : l.count;
 }
 
-static void assert_session(const struct setting *s, const char *id, const char *name)
-{
-	CLEANUP(session_release) struct session session = { 0 };
-	struct call call = { 0 };
-
-	assert_int_equal(backend_get_session(s->cache, &call, id, &session), 0);
-	assert_string_equal(session.name, name);
-}
-
 static void sessions_and_their_list_are_remembered_for_their_ttl(void **state)
 {
 	struct setting s = set_up();
@@ -966,6 +996,7 @@ int main(void)
 		cmocka_unit_test(a_caller_who_cancels_is_let_go),
 		cmocka_unit_test(a_person_does_not_wait_for_a_flight_in_the_background),
 		cmocka_unit_test(pages_come_to_the_caller_and_to_who_joined_on_their_own_threads),
+		cmocka_unit_test(a_sessions_record_seen_on_the_way_is_handed_over_and_remembered),
 		cmocka_unit_test(closing_ends_flights_that_nobody_waits_for),
 		cmocka_unit_test(what_we_attach_and_detach_shows_at_once),
 		cmocka_unit_test(a_refused_write_changes_nothing),

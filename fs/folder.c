@@ -140,6 +140,7 @@ static int saving_add(struct saving *s, struct entry *e)
 						     .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
 						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown };
 	e->is_saved = true;
+	e->is_saved_gone = !e->is_shown;
 	return 0;
 }
 
@@ -221,19 +222,14 @@ static void load_entry(void *arg, const struct known_entry *k)
 	SCOPED_LOCK(&t->lock);
 	if (!k->document_id || tree_find(t, k->ino) || folder_find(f, k->name) || folder_find_hidden(f, k->name))
 		return; /* local ones come from the queue; a name in use has been taken over */
-	struct entry *e = folder_add_entry(t, f, k->ino, k->name);
+	struct entry *e = folder_add_hidden_entry(t, f, k->ino, k->name, k->document_id);
 	if (!e)
 		return;
-	e->document_id = strdup(k->document_id);
 	e->mtime_ns = k->mtime_ns;
 	e->attached_wall_ms = k->attached_wall_ms;
 	e->was_there_before = k->was_there_before;
 	e->is_saved = true;
-	if (e->document_id && index_put(&f->unlisted, e) < 0) {
-		free(e->document_id);
-		e->document_id = NULL;
-	}
-	folder_hide_entry(t, e, e->document_id != NULL); /* until a listing has its document */
+	e->is_saved_gone = k->is_gone;
 }
 
 static void load_entries(struct mount *m, struct folder *f)
@@ -390,6 +386,8 @@ static void flight_run(void *arg)
 	f->is_refreshing = false;
 	if (f->snapshot && f->snapshot->is_growing) {
 		struct snapshot *s = f->snapshot;
+		for (int i = 0; i < s->count; i++)
+			s->items[i]->is_in_walk = false;
 		s->is_growing = false;
 		s->error = r;
 		f->snapshot = NULL;

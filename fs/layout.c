@@ -104,19 +104,22 @@ static int older_first(const void *a, const void *b)
 	return strcmp(x->id, y->id);
 }
 
-/* Shows again what was gone under its old name, when that is still free. */
+/* Shows again what was gone, each under its old name when that is still free. -ENOENT: none of them is shown now. */
 static int show_again(struct tree *t, struct folder *f, struct entry *chain, struct layout_change *c)
 {
-	for (struct entry *e = chain; e; e = e->same)
-		if (e->is_shown)
-			return 0;
-	if (!chain || folder_find(f, chain->name))
-		return -ENOENT;
-	int r = folder_show_entry(t, chain);
-	if (r < 0)
-		return r;
-	chain->is_saved = false;
-	return add(&c->appeared, &c->appeared_count, chain);
+	bool is_any_shown = false;
+	int r = 0;
+
+	for (struct entry *e = chain; e && r == 0; e = e->same) {
+		if (!e->is_shown && !folder_find(f, e->name)) {
+			r = folder_show_entry(t, e);
+			if (r == 0)
+				r = add(&c->appeared, &c->appeared_count, e);
+			e->is_saved = e->is_saved && !e->is_saved_gone;
+		}
+		is_any_shown |= e->is_shown;
+	}
+	return r < 0 ? r : is_any_shown ? 0 : -ENOENT;
 }
 
 static bool differs(const struct document *a, const struct document *b)
@@ -164,6 +167,22 @@ static struct entry *find_unlisted(struct folder *f, const char *id)
 	return e;
 }
 
+/* The same before a listing has the document: its entries are found by its id. */
+static int show_unlisted(struct tree *t, struct folder *f, const char *id, struct layout_change *c)
+{
+	struct entry *e;
+	int r = -ENOENT;
+
+	for (size_t at = 0; (e = index_next(&f->unlisted, &at));) {
+		if (strcmp(e->document_id, id) != 0)
+			continue;
+		int one = show_again(t, f, e, c);
+		if (one == 0 || (one < 0 && one != -ENOENT))
+			r = one;
+	}
+	return r;
+}
+
 int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, uint64_t (*next_ino)(void *arg), void *arg,
 		      struct layout_change *ret)
 {
@@ -186,7 +205,7 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 			e->own_at = i;
 		}
 		if (!e->is_shown && e->document < 0) {
-			r = show_again(t, f, e, &c);
+			r = show_unlisted(t, f, d.id, &c);
 			if (r == -ENOENT) {
 				/* Its name is somebody else's by now: it gets a new one, as a newcomer does. */
 				new[count++] = (struct newcomer){ i, d.created_ms, d.id };

@@ -293,8 +293,8 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 	f->shown_count++;
 	folder_touch(f);
 	forget_snapshot(t, f);
-	if (f->snapshot && f->snapshot->is_growing)
-		(void)snapshot_add(f->snapshot, e); /* without memory this walk's readers miss one name, the next has it */
+	if (f->snapshot && f->snapshot->is_growing && !e->is_in_walk)
+		e->is_in_walk = snapshot_add(f->snapshot, e) == 0; /* without memory its readers miss a name, the next walk has it */
 }
 
 /* A hidden entry that another one takes the name from. It keeps its document, and gets another name when it comes back. */
@@ -307,7 +307,8 @@ static void take_name_away(struct tree *t, struct entry *e)
 	node_drop(t, &e->node);
 }
 
-struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name)
+/* Not in the names yet. */
+static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
 {
 	struct entry *e = calloc(1, sizeof(*e));
 	if (!e)
@@ -318,6 +319,14 @@ struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, c
 		entry_free(e);
 		return NULL;
 	}
+	return e;
+}
+
+struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name)
+{
+	struct entry *e = entry_new(t, f, ino, name);
+	if (!e)
+		return NULL;
 	if (index_put(&f->names, e) < 0) {
 		index_remove(&t->nodes, &e->node);
 		entry_free(e);
@@ -328,6 +337,22 @@ struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, c
 		take_name_away(t, reserved);
 	show(t, f, e);
 	return e;
+}
+
+struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name, const char *document_id)
+{
+	struct entry *e = entry_new(t, f, ino, name);
+	if (!e)
+		return NULL;
+	e->document_id = strdup(document_id);
+	if (e->document_id && index_put(&f->hidden, e) == 0) {
+		if (index_put(&f->unlisted, e) == 0)
+			return e;
+		index_remove(&f->hidden, e);
+	}
+	index_remove(&t->nodes, &e->node);
+	entry_free(e);
+	return NULL;
 }
 
 void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name)
@@ -435,8 +460,8 @@ struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growi
 			return NULL;
 		}
 		for (size_t at = 0; (e = index_next(&f->names, &at));)
-			if (snapshot_add(s, e) < 0)
-				break;
+			if (snapshot_add(s, e) == 0)
+				e->is_in_walk = is_growing;
 		f->snapshot = s;
 	}
 	f->snapshot->refs++;

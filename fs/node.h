@@ -70,7 +70,9 @@ struct entry {
 	int32_t document;       /* index in folder->listing, or -1 */
 	bool is_shown;          /* it is in folder->names and listed */
 	bool was_there_before;  /* the document was in the session before this mount's upload began */
-	bool is_saved;          /* state.db has it as it is */
+	bool is_saved;          /* state.db has it as it is ... */
+	bool is_saved_gone;     /* ... and as gone */
+	bool is_in_walk;        /* in the folder's growing snapshot already */
 	char *document_id;      /* owned; set while document < 0 and the entry stands for one */
 	struct listing *own;    /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
 	int32_t own_at;         /* where in there */
@@ -162,6 +164,8 @@ struct entry *folder_find(const struct folder *f, const char *name);
 struct entry *folder_find_hidden(const struct folder *f, const char *name);
 /* A new shown entry. NULL: no memory. */
 struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name);
+/* One that keeps its name, and is not shown until its document is seen. NULL: no memory. */
+struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name, const char *document_id);
 /* Takes it out of the names; it lives on while held. keeps_name: the name stays its document's. */
 void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name);
 /* Shows a hidden one again. */

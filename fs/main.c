@@ -11,6 +11,7 @@
  *
  * Commands have exit statuses of their own (command.h). */
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,6 +156,19 @@ static int give_up(struct parts *p, int exit_code, const struct buf *why, int er
 	return exit_code;
 }
 
+/* Before the first thread, so that each inherits it: the loop alone takes these, whichever thread they hit. (Not earlier
+ * either: whoever interrupts us while we wait for an ending mount means it.) */
+static void hold_signals(void)
+{
+	static const int held[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 };
+	sigset_t set;
+
+	(void)sigemptyset(&set);
+	for (size_t i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+		(void)sigaddset(&set, held[i]);
+	(void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* can fail for nonsense alone */
+}
+
 /* ---- mounting ---------------------------------------------------------------------------------------------- */
 
 static int run_mount(int argc, char **argv)
@@ -178,6 +192,7 @@ static int run_mount(int argc, char **argv)
 	r = open_state(&p, &why);
 	if (r < 0)
 		return give_up(&p, EXIT_IN_THE_WAY, &why, r);
+	hold_signals();
 	r = open_backend(&p, &why);
 	if (r == 0)
 		r = open_mount(&p, &why);

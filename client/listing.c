@@ -148,9 +148,11 @@ static int json_file_read(struct json_file *f, off_t at, struct buf *ret)
 
 /* ---- a set of numbers found by what they stand for ---------------------------------------------------------- */
 
-/* Open addressing; a slot holds the number + 1, 0 is empty. Any size will do, so it can grow by halves. */
+/* Open addressing. Each slot has a tag, a byte of the hash (0: empty), so that probing seldom looks at what a number
+ * stands for: that is a cache miss each. Any size will do, so it can grow by halves. */
 struct slots {
-	uint32_t *at;
+	uint32_t *at;  /* owned; the tags stand behind the numbers */
+	uint8_t *tags; /* borrowed from there */
 	uint32_t room, used;
 };
 
@@ -158,31 +160,46 @@ struct records;
 typedef uint64_t slots_hash(const struct records *rs, uint32_t i);
 typedef bool slots_is_it(const struct records *rs, uint32_t i, const void *key);
 
+static int slots_new(uint32_t room, struct slots *ret)
+{
+	uint32_t *at = calloc(room, sizeof(*at) + sizeof(uint8_t));
+
+	if (!at)
+		return -ENOMEM;
+	*ret = (struct slots){ at, (uint8_t *)(at + room), room, 0 };
+	return 0;
+}
+
 static uint32_t slot_home(const struct slots *s, uint64_t hash)
 {
 	return (uint32_t)(((hash >> 32) * s->room) >> 32);
+}
+
+static uint8_t slot_tag(uint64_t hash)
+{
+	return (uint8_t)hash ? (uint8_t)hash : 1;
 }
 
 static void slots_place(struct slots *s, uint64_t hash, uint32_t i)
 {
 	uint32_t at = slot_home(s, hash);
 
-	while (s->at[at])
+	while (s->tags[at])
 		at = at + 1 == s->room ? 0 : at + 1;
-	s->at[at] = i + 1;
+	s->at[at] = i;
+	s->tags[at] = slot_tag(hash);
 	s->used++;
 }
 
 static int slots_put(struct slots *s, const struct records *rs, slots_hash *hash, uint32_t i)
 {
-	if (s->used + 1 > s->room / 5 * 4) {
-		uint32_t room = s->room ? s->room + s->room / 2 : 20;
-		struct slots bigger = { calloc(room, sizeof(uint32_t)), room, 0 };
-		if (!bigger.at)
+	if (s->used + 1 > s->room / 4 * 3) {
+		struct slots bigger = { 0 };
+		if (slots_new(s->room + s->room / 2 + 16, &bigger) < 0)
 			return -ENOMEM;
 		for (uint32_t at = 0; at < s->room; at++) {
-			if (s->at[at])
-				slots_place(&bigger, hash(rs, s->at[at] - 1), s->at[at] - 1);
+			if (s->tags[at])
+				slots_place(&bigger, hash(rs, s->at[at]), s->at[at]);
 		}
 		free(s->at);
 		*s = bigger;
@@ -197,22 +214,23 @@ static int64_t slots_find(const struct slots *s, const struct records *rs, uint6
 {
 	if (!s->used)
 		return -1;
-	for (uint32_t at = slot_home(s, hash); s->at[at]; at = at + 1 == s->room ? 0 : at + 1) {
-		if (is_it(rs, s->at[at] - 1, key))
-			return s->at[at] - 1;
+	for (uint32_t at = slot_home(s, hash); s->tags[at]; at = at + 1 == s->room ? 0 : at + 1) {
+		if (s->tags[at] == slot_tag(hash) && is_it(rs, s->at[at], key))
+			return s->at[at];
 	}
 	return -1;
 }
 
 static int slots_copy(const struct slots *s, struct slots *ret)
 {
-	uint32_t *at = s->room ? malloc(s->room * sizeof(*at)) : NULL;
+	struct slots copy = { 0 };
 
-	if (s->room && !at)
+	if (s->room && slots_new(s->room, &copy) < 0)
 		return -ENOMEM;
 	if (s->room)
-		memcpy(at, s->at, s->room * sizeof(*at));
-	*ret = (struct slots){ at, s->room, s->used };
+		memcpy(copy.at, s->at, s->room * (sizeof(uint32_t) + sizeof(uint8_t)));
+	copy.used = s->used;
+	*ret = copy;
 	return 0;
 }
 
@@ -688,6 +706,8 @@ static int records_copy_some(const struct records *from, const bool *is_dropped,
 	if (from->count && !rs->at)
 		return -ENOMEM;
 	rs->room = from->count;
+	if (from->by_id.room && slots_new(from->by_id.room, &rs->by_id) < 0)
+		return -ENOMEM;
 	for (uint32_t i = 0; i < from->count; i++) {
 		if (is_dropped[i])
 			continue;

@@ -122,10 +122,11 @@ static bool fits(const struct content *c)
 	return (int64_t)table_bytes(c->files) + c->begun_bytes <= c->bytes_max;
 }
 
+/* The one used last stays: whoever has just fetched it is about to open it. */
 static void keep_bound(struct content *c)
 {
-	while (!fits(c) && table_drop_oldest(c->files))
-		continue;
+	while (!fits(c) && table_count(c->files) > 1)
+		(void)table_drop_oldest(c->files);
 }
 
 /* A file found at the start. */
@@ -336,11 +337,6 @@ static int move_in(struct content *c, int dir, const char *path, const char *key
 		return -ENOMEM;
 	if (renameat(dir, path, c->dir, buf_text(&name)) < 0)
 		return -errno;
-	if (st.st_size > c->bytes_max) {
-		(void)unlinkat(c->dir, buf_text(&name), 0); /* whoever has it open reads on */
-		table_remove(c->files, key);
-		return 0;
-	}
 	int r = file_put(c, key, buf_text(&name), st.st_size, 0);
 	if (r < 0) {
 		(void)unlinkat(c->dir, buf_text(&name), 0); /* not known, so not counted, so not kept */

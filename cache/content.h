@@ -1,8 +1,8 @@
 /* Documents' bytes on disk, by hash (or by id where the service tells no hash), bounded.
  *
  * A file is whole or absent, also after a power loss: it is written under another name and renamed to one that tells its
- * length. The least lately used goes first when bytes_max is passed; what a caller has open stays readable. A document
- * larger than bytes_max is not kept, but whoever fetched it has it open. Nothing else may use the folder.
+ * length. The least lately used goes first when bytes_max is passed; what a caller has open stays readable. The one used
+ * last stays in any case, so that a document larger than bytes_max can be read as well. Nothing else may use the folder.
  * Threads: any. Errors: -errno of the disk; -EINVAL for a key of another shape. */
 #pragma once
 

@@ -76,8 +76,6 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
 		(void)control_attr(m, n->ino, ret); /* it is one of ours */
 		break;
 	}
-	if (m->options->read_only)
-		ret->st_mode &= ~(mode_t)0222;
 }
 
 void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_param *ret)

@@ -378,63 +378,62 @@ void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *
 
 /* ---- link: a document into another session ----------------------------------------------------------------- */
 
-/* Puts e's document into a folder under a name: an attach. Worker threads. */
-static int attach_document(struct change_call *c, struct entry **ret)
+/* Attaches c->entry's document to the session of c->to. Worker threads. */
+static int attach_document(struct change_call *c, struct listing **ret, bool *ret_was_there)
 {
 	struct mount *m = c->m;
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = c->deadline_ms };
-	CLEANUP(listing_release) struct listing *attached = NULL;
 	CLEANUP(text_release) char *id = NULL, *from = NULL, *to = NULL;
-	struct document d;
 
 	pthread_mutex_lock(&m->tree.lock);
 	const char *document_id = entry_document_id(c->entry);
 	id = document_id ? strdup(document_id) : NULL;
 	from = strdup(c->entry->folder->session.id);
 	to = strdup(c->to->session.id);
-	bool was_there = folder_find_document(c->to, id ? id : "") != NULL;
+	*ret_was_there = id && folder_find_document(c->to, id) != NULL;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!id || !from || !to)
 		return -ENOMEM;
 	const char *ids[] = { id };
-	int r = backend_attach(m->backend, &call, to, from, ids, 1, &attached);
-	if (r == 0 && listing_count(attached) == 0)
-		r = -EPROTO;
+	int r = backend_attach(m->backend, &call, to, from, ids, 1, ret);
 	if (r < 0)
 		return call.fault.kind == FAULT_INVALID || r == -EOPNOTSUPP ? -EXDEV : r;
-	listing_get(attached, 0, &d);
-	uint64_t ino = state_next_ino(m->state);
-	if (ino == 0)
-		return -EIO;
-	pthread_mutex_lock(&m->tree.lock);
-	struct entry *e = folder_find(c->to, c->new_name) ? NULL : folder_add_entry(&m->tree, c->to, ino, c->new_name);
-	if (e) {
-		e->mtime_ns = c->entry->mtime_ns;
-		r = local_become_document(m, e, attached, was_there);
-		node_hold(&e->node);
-	} else {
-		r = -EEXIST;
-	}
-	pthread_mutex_unlock(&m->tree.lock);
-	if (e)
-		folder_save_entry(m, e);
-	*ret = e;
-	return r;
+	return listing_count(*ret) > 0 ? 0 : -EPROTO;
 }
 
 static void link_job(void *arg)
 {
 	struct change_call *c = arg;
 	struct mount *m = c->m;
+	CLEANUP(listing_release) struct listing *attached = NULL;
 	struct entry *e = NULL;
+	bool was_there;
 
-	int r = attach_document(c, &e);
+	int r = attach_document(c, &attached, &was_there);
+	uint64_t ino = r == 0 ? state_next_ino(m->state) : 0;
+	if (r == 0 && ino == 0)
+		r = -EIO;
 	pthread_mutex_lock(&m->tree.lock);
+	if (r == 0 && folder_find(c->to, c->new_name))
+		r = -EEXIST;
 	if (r == 0)
-		fill_reply(c, &e->node);
-	if (e)
-		node_drop(&m->tree, &e->node);
+		e = folder_add_entry(&m->tree, c->to, ino, c->new_name);
+	if (e) {
+		node_hold(&e->node);
+		e->mtime_ns = c->entry->mtime_ns;
+		r = local_become_document(m, e, attached, was_there);
+		if (r == 0)
+			fill_reply(c, &e->node);
+	} else if (r == 0) {
+		r = -ENOMEM;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
+	if (e) {
+		folder_save_entry(m, e);
+		pthread_mutex_lock(&m->tree.lock);
+		node_drop(&m->tree, &e->node);
+		pthread_mutex_unlock(&m->tree.lock);
+	}
 	call_done(c, r);
 }
 
@@ -460,41 +459,37 @@ void call_link(struct mount *m, fuse_req_t req, struct entry *e, struct folder *
 
 /* ---- rename ------------------------------------------------------------------------------------------------ */
 
-/* mv of a document into another session: attached there, then detached here. */
+/* mv of a document into another session: attached there, then detached here. The inode goes along. */
 static void move_document_job(void *arg)
 {
 	struct change_call *c = arg;
 	struct mount *m = c->m;
-	struct entry *made = NULL;
+	CLEANUP(listing_release) struct listing *attached = NULL;
+	CLEANUP(text_release) char *id = NULL, *from_id = NULL;
+	struct entry *e = c->entry;
+	bool was_there, is_last = false;
 
-	int r = attach_document(c, &made);
-	if (r == 0) {
-		CLEANUP(text_release) char *id = NULL;
-		pthread_mutex_lock(&m->tree.lock);
-		const char *document_id = entry_document_id(c->entry);
-		id = document_id ? strdup(document_id) : NULL;
-		bool is_last = id && folder_count_names(c->folder, id) == 1;
-		pthread_mutex_unlock(&m->tree.lock);
-		struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = c->deadline_ms };
-		if (is_last)
-			r = backend_detach(m->backend, &call, c->folder->session.id, id);
-		if (r == -ENOENT)
-			r = 0;
-		if (r == 0) {
-			uint64_t ino = c->entry->node.ino;
-			pthread_mutex_lock(&m->tree.lock);
-			if (c->entry->is_shown)
-				folder_hide_entry(&m->tree, c->entry, false);
-			pthread_mutex_unlock(&m->tree.lock);
-			(void)state_remove_entries(m->state, &ino, 1); /* nothing would show it */
-		} else {
-			log_warning("mv: '%s' is in its new session, and could not be taken out of the old one", c->name);
-		}
+	int r = attach_document(c, &attached, &was_there);
+	if (r < 0) {
+		call_done(c, r);
+		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);
-	if (made)
-		node_drop(&m->tree, &made->node);
+	const char *document_id = entry_document_id(e);
+	id = document_id ? strdup(document_id) : NULL;
+	is_last = id && folder_count_names(c->folder, id) == 1;
+	r = e->is_shown && !folder_find(c->to, c->new_name) ? 0 : -EEXIST;
+	if (r == 0)
+		r = local_move_document(m, e, c->to, c->new_name, attached, was_there);
 	pthread_mutex_unlock(&m->tree.lock);
+	if (r == 0)
+		folder_save_entry(m, e);
+	if (r == 0 && is_last) {
+		struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = c->deadline_ms };
+		int detached = backend_detach(m->backend, &call, c->folder->session.id, id);
+		if (detached < 0 && detached != -ENOENT)
+			log_warning("mv: '%s' is in its new session, and could not be taken out of the old one", c->name);
+	}
 	call_done(c, r);
 }
 

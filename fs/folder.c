@@ -17,6 +17,9 @@
 #define FAILED_PAUSE_MS 5000
 /* A session's own record (its name) is asked for so often. */
 #define SESSION_TTL_MS 600000
+/* ... and when the root is listed, so often and for so many at once. */
+#define NAMES_TTL_MS 60000
+#define NAMES_AT_ONCE 8
 #define WALK_MS_MAX (60 * 60 * 1000)
 #define DISCOVERY_REMEMBERED_MS (7LL * 24 * 3600 * 1000)
 #define NOTICE_RETRY_MS 50
@@ -334,6 +337,60 @@ static void leave_if_gone(struct mount *m, struct folder *f)
 	tree_hide_folder(&m->tree, f);
 }
 
+struct naming {
+	struct mount *m;
+	struct folder *folder; /* held */
+};
+
+static void naming_job(void *arg)
+{
+	struct naming *n = arg;
+	struct mount *m = n->m;
+	struct folder *f = n->folder;
+	struct session s = { 0 };
+	struct call call = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
+
+	int r = backend_get_session(m->backend, &call, f->session.id, &s);
+	if (r == 0)
+		apply_session(m, f, &s);
+	session_release(&s);
+	pthread_mutex_lock(&m->tree.lock);
+	f->session_asked_ms = clock_now_ms();
+	f->is_refreshing = false;
+	if (r == -ENOENT && call.fault.kind == FAULT_GONE)
+		leave_if_gone(m, f);
+	pthread_mutex_unlock(&m->tree.lock);
+	park_wake(m->park, &f->waiters, 0);
+	pthread_mutex_lock(&m->tree.lock);
+	node_drop(&m->tree, &f->node);
+	pthread_mutex_unlock(&m->tree.lock);
+	free(n);
+}
+
+void folders_refresh_names(struct mount *m)
+{
+	int64_t now = clock_now_ms(), ttl_ms = m->options->ttl_ms > NAMES_TTL_MS ? m->options->ttl_ms : NAMES_TTL_MS;
+	int begun = 0;
+
+	for (struct folder *f = m->tree.first_folder; f && begun < NAMES_AT_ONCE && m->is_verified; f = f->next_shown) {
+		if (f->is_refreshing || f->origin == ORIGIN_LOOKED_UP || now - f->session_asked_ms < ttl_ms ||
+		    m->caps->sessions == SESSIONS_LISTED)
+			continue;
+		struct naming *n = malloc(sizeof(*n));
+		if (!n)
+			return;
+		*n = (struct naming){ m, f };
+		node_hold(&f->node);
+		f->is_refreshing = true; /* a flight changes the session's record too, and there is one at a time */
+		begun++;
+		if (pool_run(m->flights, naming_job, n) < 0) {
+			f->is_refreshing = false;
+			node_drop(&m->tree, &f->node);
+			free(n);
+		}
+	}
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *fl = arg;
@@ -420,7 +477,7 @@ void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
 	}
 }
 
-enum freshness folder_freshness(struct mount *m, struct folder *f, int *ret_error)
+enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since_ms, int *ret_error)
 {
 	int64_t now = clock_now_ms(), age = now - f->refreshed_ms;
 
@@ -430,7 +487,7 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int *ret_erro
 	if (f->refreshed_ms == 0)
 		return LISTING_COLD;
 	if (f->refresh_error == 0)
-		return age < m->options->ttl_ms ? LISTING_FRESH : LISTING_STALE;
+		return age < m->options->ttl_ms || (since_ms > 0 && f->refreshed_ms >= since_ms) ? LISTING_FRESH : LISTING_STALE;
 	if ((f->refresh_error == -EACCES || f->is_gone) && age < m->options->ttl_ms) {
 		*ret_error = f->refresh_error;
 		return LISTING_REFUSED;

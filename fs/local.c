@@ -397,6 +397,13 @@ int local_become_document(struct mount *m, struct entry *e, struct listing *docu
 	return 0;
 }
 
+int local_move_document(struct mount *m, struct entry *e, struct folder *to, const char *name, struct listing *attached, bool was_there)
+{
+	leave_document(e->folder, e);
+	int r = folder_rename_entry(&m->tree, e, to, name);
+	return r < 0 ? r : local_become_document(m, e, attached, was_there);
+}
+
 void local_forget_bytes(struct mount *m, struct entry *e)
 {
 	struct local *l = e->local;
@@ -501,6 +508,21 @@ static void keep_content(struct mount *m, struct spool *s, const struct document
 		spool_unlink(s);
 }
 
+/* Is the document there because this mount put it there? tree.lock held. */
+static bool is_ours(const struct folder *f, const char *document_id)
+{
+	struct entry *e;
+	int at = f->listing ? listing_find(f->listing, document_id) : -1;
+
+	for (e = at >= 0 ? f->by_document[at] : NULL; e; e = e->same)
+		if (e->attached_wall_ms > 0 && !e->was_there_before)
+			return true;
+	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
+		if (strcmp(e->document_id, document_id) == 0 && e->attached_wall_ms > 0 && !e->was_there_before)
+			return true;
+	return false;
+}
+
 /* local_remove()'s hold of a file whose outcome was not known. The caller has one of its own. */
 static void drop_taken_back(struct mount *m, struct entry *e)
 {
@@ -524,6 +546,10 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	pthread_mutex_lock(&t->lock);
 	/* A rename that its caller no longer waits for: the file has its final name from now on. */
 	struct folder *home = tree_find_folder(t, item->session_id);
+	struct entry *there = home ? folder_find(home, item->name) : NULL;
+	const char *there_id = there && there != e ? entry_document_id(there) : NULL;
+	if (e->is_shown && there_id && item->supersedes_id && strcmp(there_id, item->supersedes_id) == 0)
+		folder_hide_entry(t, there, false); /* it is replaced */
 	if (e->is_shown && home && (home != f || strcmp(e->name, item->name) != 0) && !folder_find(home, item->name)) {
 		CLEANUP(text_release) char *old_name = strdup(e->name);
 		if (folder_rename_entry(t, e, home, item->name) == 0) {
@@ -535,7 +561,7 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 			f = home;
 		}
 	}
-	bool was_there = item->prior_ids && has_word(item->prior_ids, d.id);
+	bool was_there = item->prior_ids && has_word(item->prior_ids, d.id) && !is_ours(f, d.id);
 	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
 	l->is_submitted = l->has_row = false;
 	l->has_verdict = true;
@@ -615,6 +641,33 @@ static struct folder *failed_folder(struct mount *m, struct folder *f)
 struct folder *local_home(struct mount *m, const struct entry *e)
 {
 	return tree_find_folder(&m->tree, e->folder->session.id);
+}
+
+int local_bring_home(struct mount *m, struct entry *e)
+{
+	struct local *l = e->local;
+	struct folder *home = local_home(m, e), *from = e->folder;
+	CLEANUP(text_release) char *name = strdup(l->home_name ? l->home_name : e->name);
+
+	if (!home)
+		return -ENOENT;
+	if (!name)
+		return -ENOMEM;
+	if (from != home && folder_find(home, name))
+		return -EEXIST;
+	int r = from != home ? folder_rename_entry(&m->tree, e, home, name) : 0;
+	if (r < 0)
+		return r;
+	if (from != home) {
+		from->local_count--;
+		home->local_count++;
+	}
+	l->kind = FILE_SCRATCH;
+	l->is_dirty = true;
+	l->refused_ms = 0;
+	notice_entry(m, home, name);
+	notice_inode(m, home->node.ino);
+	return 0;
 }
 
 struct entry *local_find_refused(struct mount *m, struct folder *f, const char *name)

@@ -277,13 +277,15 @@ static void forget_all(struct mount *m)
 {
 	backend_forget(m->backend, NULL);
 	pthread_mutex_lock(&m->tree.lock);
-	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown)
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
+		f->session_asked_ms = 0;
 		if (f->refreshed_ms > 0 && f->listing) {
 			f->refreshed_ms = 1; /* long ago */
 			f->refresh_error = 0;
 		} else {
 			f->refreshed_ms = 0;
 		}
+	}
 	m->sessions_refreshed_ms = 0;
 	pthread_mutex_unlock(&m->tree.lock);
 }
@@ -505,6 +507,7 @@ static int command_refresh(struct mount *m, const char *path, struct buf *answer
 		backend_forget(m->backend, f->session.id);
 		pthread_mutex_lock(&m->tree.lock);
 		f->refreshed_ms = f->listing ? 1 : 0;
+		f->session_asked_ms = 0;
 		f->refresh_error = 0;
 		folder_refresh(m, f, URGENCY_PERSON);
 		pthread_mutex_unlock(&m->tree.lock);
@@ -567,36 +570,13 @@ static struct entry *local_of_path(struct mount *m, const char *path)
 static int retry_one(struct mount *m, struct entry *e)
 {
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
-	struct folder *home = local_home(m, e);
-	bool is_failed = l->kind == FILE_FAILED;
-	uint64_t ino = e->node.ino;
-	int r = is_failed && !home ? -ENOENT : 0;
-	if (r == 0 && is_failed) {
-		CLEANUP(text_release) char *name = strdup(l->home_name ? l->home_name : e->name);
-		struct folder *from = e->folder;
-		if (!name)
-			r = -ENOMEM;
-		else if (e->folder != home && folder_find(home, name))
-			r = -EEXIST;
-		else if (e->folder != home)
-			r = folder_rename_entry(&m->tree, e, home, name);
-		if (r == 0) {
-			if (from != home) {
-				from->local_count--;
-				home->local_count++;
-			}
-			l->kind = FILE_SCRATCH;
-			l->is_dirty = true;
-			l->refused_ms = 0;
-			notice_inode(m, home->node.ino);
-		}
-	}
+	bool is_failed = e->local->kind == FILE_FAILED;
+	int r = is_failed ? local_bring_home(m, e) : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r < 0)
 		return r;
 	if (!is_failed)
-		return uploads_retry(m->uploads, ino);
+		return uploads_retry(m->uploads, e->node.ino);
 	r = local_submit(m, e, NULL, NULL, false, 0);
 	return r > 0 ? -ENODATA : r;
 }

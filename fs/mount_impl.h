@@ -65,8 +65,9 @@ struct mount {
 /* ---- folder.c ---------------------------------------------------------------------------------------------- */
 
 enum freshness { LISTING_FRESH, LISTING_STALE, LISTING_COLD, LISTING_REFUSED };
-/* tree.lock held. *ret_error for LISTING_REFUSED. */
-enum freshness folder_freshness(struct mount *m, struct folder *f, int *ret_error);
+/* tree.lock held. since_ms: a refresh that ended since then is fresh enough, whatever the ttl; 0: none is. *ret_error for
+ * LISTING_REFUSED. */
+enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since_ms, int *ret_error);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */
@@ -81,6 +82,9 @@ void folders_refresh(struct mount *m);
 void folder_save_entry(struct mount *m, struct entry *e); /* holds it meanwhile; tree.lock not held */
 /* Looks a session up that no folder stands for. Worker threads. 0 and the folder's name (malloc'ed), or -errno. */
 int folder_look_up_session(struct mount *m, const char *id, char **ret_name);
+
+/* Asks for the records (the names) of a few sessions that were not asked for lately; nobody waits for it. tree.lock held. */
+void folders_refresh_names(struct mount *m);
 
 /* Tells the kernel, later, on a thread of its own. tree.lock may be held. */
 void notice_entry(struct mount *m, struct folder *f, const char *name); /* f NULL: the root */
@@ -146,6 +150,8 @@ void local_drop(struct mount *m, struct entry *e);
 int local_remove(struct mount *m, struct entry *e);
 /* Moves a local file to the failed folder, with why. tree.lock held. */
 void local_fail(struct mount *m, struct entry *e, int error, const char *words);
+/* A failed file goes back into its session's folder, as one that is to be sent when it is closed. tree.lock held. */
+int local_bring_home(struct mount *m, struct entry *e);
 /* Where a failed file belongs. NULL: its session has no folder any more. tree.lock held. */
 struct folder *local_home(struct mount *m, const struct entry *e);
 /* The failed file that was refused under this name less than a minute ago, or NULL. tree.lock held. */
@@ -158,6 +164,8 @@ int local_detach(struct mount *m, struct folder *f, const char *document_id, int
 int local_become_document(struct mount *m, struct entry *e, struct listing *document, bool was_there_before);
 /* Makes e stand for document `at` of a listing, that nobody attached anew. tree.lock held. */
 int local_become_known(struct mount *m, struct entry *e, struct listing *l, int at);
+/* A document's entry goes to another folder, where it stands for what attaching it there gave. tree.lock held. */
+int local_move_document(struct mount *m, struct entry *e, struct folder *to, const char *name, struct listing *attached, bool was_there);
 /* The local bytes of an entry that is a document now go, on a worker; open handles keep them to their end. tree.lock held. */
 void local_forget_bytes(struct mount *m, struct entry *e);
 /* The copy made by copy_file_range gets its bytes. Worker threads; tree.lock not held. */

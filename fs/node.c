@@ -135,6 +135,7 @@ struct node *tree_find(struct tree *t, uint64_t ino)
 {
 	if (ino == INO_ROOT)
 		return &t->root;
+	ino &= ~INO_REFUSED_BIT;
 	return index_find(&t->nodes, index_hash_number(ino), is_ino, &ino);
 }
 
@@ -160,7 +161,7 @@ void node_drop(struct tree *t, struct node *n)
 
 void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 {
-	struct node *n = tree_find(t, ino);
+	struct node *n = (ino & INO_REFUSED_BIT) ? NULL : tree_find(t, ino);
 	if (!n)
 		return; /* one of the fixed ones */
 	n->lookups -= count < n->lookups ? count : n->lookups;

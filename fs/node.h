@@ -22,6 +22,10 @@
 /* Inode numbers that are fixed; state_next_ino() starts above them. */
 enum { INO_ROOT = 1, INO_CONTROL = 2, INO_FAILED = 3, INO_FAILED_LINK = 4, INO_HINT = 5, INO_CONTROL_FIRST_FILE = 16, INO_FIXED_MAX = 1000 };
 
+/* A name that was refused less than a minute ago stands for its failed copy under that one's number with this bit; the kernel's look-ups
+ * of it are not counted. */
+#define INO_REFUSED_BIT (1ULL << 61)
+
 enum node_kind { NODE_ROOT, NODE_FOLDER, NODE_ENTRY, NODE_LINK, NODE_CONTROL, NODE_FILE /* one of our own texts */ };
 
 struct node {

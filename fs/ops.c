@@ -58,7 +58,7 @@ struct look {
 	struct mount *m;
 	struct folder *folder; /* held; NULL: the root */
 	char *name;
-	int64_t deadline_ms;
+	int64_t began_ms, deadline_ms;
 };
 
 static void look_free(struct look *l)
@@ -104,8 +104,8 @@ static void reply_nothing(fuse_req_t req, double timeout_s)
 enum verdict { FOUND, NOT_THERE, NOT_THERE_NOW, UNDECIDED, REFUSED };
 
 /* tree.lock held. *ret_timeout_s: how long NOT_THERE holds. */
-static enum verdict look_in_folder(struct mount *m, struct folder *f, const char *name, struct fuse_entry_param *ret, double *ret_timeout_s,
-				   int *ret_error)
+static enum verdict look_in_folder(struct mount *m, struct folder *f, const char *name, int64_t since_ms, struct fuse_entry_param *ret,
+				   double *ret_timeout_s, int *ret_error)
 {
 	uint64_t why = control_find_why(f, name);
 	if (why) {
@@ -113,7 +113,7 @@ static enum verdict look_in_folder(struct mount *m, struct folder *f, const char
 		return FOUND;
 	}
 	struct entry *e = folder_find(f, name);
-	enum freshness fresh = folder_freshness(m, f, ret_error);
+	enum freshness fresh = folder_freshness(m, f, since_ms, ret_error);
 	if (e && (fresh != LISTING_REFUSED || e->local)) {
 		attr_fill_entry_param(m, &e->node, ret);
 		e->node.lookups++;
@@ -122,9 +122,10 @@ static enum verdict look_in_folder(struct mount *m, struct folder *f, const char
 		return FOUND;
 	}
 	if ((e = local_find_refused(m, f, name))) {
-		/* For a minute a program that cleans up after itself finds what it made. */
+		/* For a minute a program that cleans up after itself finds what it made; under another inode number than the failed copy, or mv
+		 * would not move that one back here. */
 		attr_fill_entry_param(m, &e->node, ret);
-		e->node.lookups++;
+		ret->ino = ret->attr.st_ino = e->node.ino | INO_REFUSED_BIT;
 		ret->entry_timeout = 1.0;
 		return FOUND;
 	}
@@ -155,7 +156,7 @@ static void look(fuse_req_t req, struct look *l, int how)
 	int error = 0;
 
 	pthread_mutex_lock(&m->tree.lock);
-	enum verdict v = look_in_folder(m, f, l->name, &p, &timeout_s, &error);
+	enum verdict v = look_in_folder(m, f, l->name, l->began_ms, &p, &timeout_s, &error);
 	if (v == UNDECIDED && how == 0) {
 		folder_refresh(m, f, URGENCY_PERSON);
 		if (l->deadline_ms == 0)
@@ -259,7 +260,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (f || parent == INO_ROOT)
 		l = calloc(1, sizeof(*l));
 	if (l) {
-		*l = (struct look){ .m = m, .folder = f, .name = strdup(name) };
+		*l = (struct look){ .m = m, .folder = f, .name = strdup(name), .began_ms = clock_now_ms() };
 		if (f)
 			node_hold(&f->node);
 	}
@@ -305,10 +306,12 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct node *n = tree_find(&m->tree, ino);
-	if (n)
+	if (n) {
 		attr_fill_entry_param(m, n, &p);
-	else if (!control_attr(m, ino, &p.attr))
+		p.attr.st_ino = ino;
+	} else if (!control_attr(m, ino, &p.attr)) {
 		error = ENOENT;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (error)
 		fuse_reply_err(req, error);
@@ -401,7 +404,7 @@ static bool xattr_answer(fuse_req_t req, struct xattr *x, int how)
 	struct folder *f = !n ? NULL : n->kind == NODE_FOLDER ? (struct folder *)n : n->kind == NODE_ENTRY ? ((struct entry *)n)->folder : NULL;
 	bool is_local = n && n->kind == NODE_ENTRY && entry_is_local((struct entry *)n);
 	if (f && f->kind == FOLDER_SESSION && !is_local && how == 0) {
-		enum freshness fresh = folder_freshness(m, f, &error);
+		enum freshness fresh = folder_freshness(m, f, 0, &error);
 		if (fresh == LISTING_REFUSED && error == -EACCES)
 			r = error;
 		if (fresh == LISTING_STALE || fresh == LISTING_COLD)
@@ -516,7 +519,7 @@ struct opening {
 	struct mount *m;
 	struct fuse_file_info fi;
 	struct handle *handle;
-	int64_t deadline_ms;
+	int64_t began_ms, deadline_ms;
 };
 
 static void opendir_resume(fuse_req_t req, void *arg, int how);
@@ -531,7 +534,7 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 
 	pthread_mutex_lock(&m->tree.lock);
 	if (f && f->kind == FOLDER_SESSION) {
-		enum freshness fresh = folder_freshness(m, f, &refused);
+		enum freshness fresh = folder_freshness(m, f, o->began_ms, &refused);
 		if (fresh == LISTING_REFUSED)
 			error = -refused;
 		if (fresh == LISTING_STALE || fresh == LISTING_COLD)
@@ -554,6 +557,7 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 		pack_failed(f, &h->text);
 	} else {
 		if (h->ino == INO_ROOT) {
+			folders_refresh_names(m);
 			folders_refresh(m);
 			if (o->deadline_ms == 0)
 				o->deadline_ms = clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS);
@@ -602,7 +606,7 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	bool is_ours = h->folder || control_is_folder(ino) || ino == INO_ROOT;
 	pthread_mutex_unlock(&m->tree.lock);
 	fi->fh = (uintptr_t)h;
-	*o = (struct opening){ .m = m, .fi = *fi, .handle = h };
+	*o = (struct opening){ .m = m, .fi = *fi, .handle = h, .began_ms = clock_now_ms() };
 	if (is_ours) {
 		opendir_go_on(req, o, 0);
 	} else {
@@ -714,6 +718,7 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 	}
 	if (!error && r.used == 0 && h->snapshot && h->snapshot->is_growing && how == 0) {
 		struct reading_dir *again = malloc(sizeof(*again));
+		folder_refresh(m, h->folder, URGENCY_PERSON); /* the walk, if it is not under way */
 		if (again) {
 			*again = *d;
 			is_parked = park_wait(m->park, &h->folder->waiters, req, clock_now_ms() + WAIT_READDIR_MS, readdir_resume, again) == 0;

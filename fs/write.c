@@ -317,6 +317,8 @@ void write_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_fi
 		error = EROFS;
 	else if (!l || l->counted_out)
 		error = EACCES; /* documents are read-only */
+	else if (l->kind == FILE_FAILED)
+		error = -local_bring_home(m, e); /* written anew: that is a new try */
 	bool is_held = !error && l->is_submitted && m->options->settle_ms > 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (error) {

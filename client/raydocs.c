@@ -16,6 +16,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "client/base/pool.h"
 #include "client/http.h"
 #include "client/json.h"
 #include "client/limit.h"
@@ -32,6 +33,8 @@ enum {
 	WINDOW_MS = 60 * 1000,
 	LINK_MS = 4 * 60 * 1000,     /* an upload link lives for 5 minutes; an older one is not even tried */
 	REFUSED_MS = 10 * 60 * 1000, /* so long a 403 to a side question is believed */
+	AHEAD_MAX = 6,               /* pages of one listing under way at a time */
+	RELAY_MS = 100,
 	BATCH_MAX = 20,
 	HEADERS_MAX = 32,
 	REUSED_MS = 10 * 60 * 1000, /* a document so much older than its upload was there before */
@@ -96,24 +99,24 @@ static const cJSON *read_list(const cJSON *body)
 }
 
 struct page_meta {
-	int64_t last_page, total; /* -1: not said */
+	int64_t last_page, total, per_page; /* -1: not said */
 };
 
 static struct page_meta read_meta(struct raydocs *s, const cJSON *body)
 {
 	const cJSON *meta = cJSON_IsObject(body) ? cJSON_GetObjectItemCaseSensitive(body, "meta") : NULL;
-	struct page_meta found = { -1, -1 };
+	struct page_meta found = { -1, -1, -1 };
 
 	if (!cJSON_IsObject(meta))
 		return found;
 	struct json_in in = json_in_begin(meta, "raydocs: meta of a page");
 	found.last_page = json_whole_or(&in, "last_page", -1);
 	found.total = json_whole_or(&in, "total", -1);
-	int64_t per_page = json_whole_or(&in, "per_page", 0);
+	found.per_page = json_whole_or(&in, "per_page", -1);
 	if (in.failed)
-		return (struct page_meta){ -1, -1 }; /* the page itself may be sound */
-	if (per_page > 0 && per_page <= 10000)
-		atomic_store(&s->page_documents, (int)per_page);
+		return (struct page_meta){ -1, -1, -1 }; /* the page itself may be sound */
+	if (found.per_page > 0 && found.per_page <= 10000)
+		atomic_store(&s->page_documents, (int)found.per_page);
 	return found;
 }
 
@@ -861,6 +864,7 @@ struct walk {
 	const char *wanted_sha256; /* stop at this one; NULL: all */
 	struct listing_builder *builder;
 	int64_t total; /* as the first page said; -1 */
+	int64_t pages; /* there are, as far as the last one read can be believed */
 	bool is_torn;  /* the list changed under our eyes: what is missing may only have moved */
 	bool is_found;
 };
@@ -910,9 +914,23 @@ static bool holds_hash(const cJSON *list, const char *sha256)
 	return false;
 }
 
+static const char *page_path(struct buf *path, const char *session_id, int page)
+{
+	path_add(path, "/extractions/sessions/", session_id, "/documents?page=", NULL);
+	buf_addf(path, "%d", page);
+	return buf_text(path);
+}
+
+static int page_unreadable(struct walk *w, int page, int error)
+{
+	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
+	const struct http_request q = { .method = "GET", .path = page_path(&path, w->session_id, page) };
+
+	return unreadable(w->s, w->call, &q, "this is not a page of documents", error);
+}
+
 /* Adds one page. *ret_is_last: there is nothing behind it. */
-static int read_page(struct walk *w, const cJSON *body, int page, const struct http_request *q, int64_t asked_ms,
-		     bool *ret_is_last)
+static int read_page(struct walk *w, const cJSON *body, int page, int64_t asked_ms, bool *ret_is_last)
 {
 	const cJSON *list = read_list(body), *item;
 	struct page_meta meta = read_meta(w->s, body);
@@ -926,10 +944,15 @@ static int read_page(struct walk *w, const cJSON *body, int page, const struct h
 	if (r == 0)
 		r = show_page(w, list, asked_ms);
 	if (r < 0)
-		return unreadable(w->s, w->call, q, "this is not a page of documents", r);
+		return page_unreadable(w, page, r);
+	if (w->call->transfer)
+		atomic_store(&w->call->transfer->moved_ms, clock_now_ms());
 	fresh = listing_builder_count(w->builder) - before;
 	if (page == 1)
 		w->total = meta.total;
+	w->pages = meta.last_page < PAGES_MAX ? meta.last_page : PAGES_MAX;
+	if (meta.total >= 0 && meta.per_page > 0 && w->pages > (meta.total + meta.per_page - 1) / meta.per_page)
+		w->pages = (meta.total + meta.per_page - 1) / meta.per_page;
 	w->is_torn = w->is_torn || fresh < count || meta.total != w->total;
 	w->is_found = w->wanted_sha256 && holds_hash(list, w->wanted_sha256);
 	/* A last_page that is never reached ends where nothing new comes. */
@@ -944,33 +967,154 @@ static int read_page(struct walk *w, const cJSON *body, int page, const struct h
 	return 0;
 }
 
+static int get_page(struct raydocs *s, struct call *call, const char *session_id, int page, cJSON **ret)
+{
+	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
+	const struct http_request q = { .method = "GET",
+					.ability = "sessions-read",
+					.path = page_path(&path, session_id, page) };
+
+	return q.path ? http_json(s->http, call, &q, ret) : no_memory(call);
+}
+
+/* Pages on their way, of which the walker takes the oldest and sends for another. */
+struct ahead {
+	struct pool *pool; /* of this walk alone, so that no walk waits for another's; NULL: no memory */
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	struct page_ahead {
+		struct ahead *all;
+		struct raydocs *s;
+		const char *session_id;
+		int page; /* 0: nothing was sent for */
+		struct call call;
+		struct transfer transfer; /* its own, so that it can be given up */
+		cJSON *body;
+		int r;
+		bool is_done; /* guarded by lock; what stands above belongs to the job until then */
+	} pages[AHEAD_MAX];
+};
+
+static void fetch_ahead(void *arg)
+{
+	struct page_ahead *p = arg;
+	int r = get_page(p->s, &p->call, p->session_id, p->page, &p->body);
+	SCOPED_LOCK(&p->all->lock);
+
+	p->r = r;
+	p->is_done = true;
+	pthread_cond_signal(&p->all->moved);
+}
+
+static void ahead_send(struct ahead *a, struct walk *w, int page)
+{
+	struct page_ahead *p = &a->pages[page % AHEAD_MAX];
+
+	*p = (struct page_ahead){ .all = a, .s = w->s, .session_id = w->session_id, .page = page };
+	p->call = (struct call){ .urgency = w->call->urgency,
+				 .deadline_ms = w->call->deadline_ms,
+				 .transfer = &p->transfer };
+	if (!a->pool || pool_run(a->pool, fetch_ahead, p) < 0)
+		fetch_ahead(p); /* then one after the other */
+}
+
+/* Tells the pages under way that the caller gave up, and the caller that they stand in line. */
+static void ahead_relay(struct ahead *a, const struct walk *w, bool give_up)
+{
+	struct transfer *outer = w->call->transfer;
+	bool waits = false;
+
+	for (int i = 0; i < AHEAD_MAX; i++) {
+		struct page_ahead *p = &a->pages[i];
+
+		if (p->page == 0 || p->is_done)
+			continue;
+		if (give_up || (outer && atomic_load(&outer->cancelled)))
+			atomic_store(&p->transfer.cancelled, true);
+		waits = waits || atomic_load(&p->transfer.waits_for_place);
+	}
+	if (outer)
+		atomic_store(&outer->waits_for_place, waits);
+}
+
+static void ahead_wait(struct ahead *a, const struct walk *w, const struct page_ahead *p, bool give_up)
+{
+	SCOPED_LOCK(&a->lock);
+
+	while (p->page && !p->is_done) {
+		struct timespec until;
+
+		ahead_relay(a, w, give_up);
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += RELAY_MS * 1000000;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		(void)pthread_cond_timedwait(&a->moved, &a->lock, &until); /* either way we look again */
+	}
+	ahead_relay(a, w, give_up);
+}
+
+/* From page 2 on, several under way at a time, read in their order. */
+static int walk_together(struct walk *w, int64_t asked_ms)
+{
+	struct ahead a = { .lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER };
+	bool is_last = false;
+	int sent = 1, r = 0;
+
+	a.pool = pool_new("pages", AHEAD_MAX);
+
+	for (int page = 2; r == 0 && !is_last; page++) {
+		struct page_ahead *p = &a.pages[page % AHEAD_MAX];
+
+		while (sent < page || (sent < w->pages && sent < page + AHEAD_MAX - 1))
+			ahead_send(&a, w, ++sent);
+		ahead_wait(&a, w, p, false);
+		r = p->r;
+		if (r < 0)
+			w->call->fault = p->call.fault;
+		else
+			r = read_page(w, p->body, page, asked_ms, &is_last);
+		cJSON_Delete(p->body);
+		p->body = NULL;
+		p->page = 0;
+	}
+	for (int i = 0; i < AHEAD_MAX; i++) {
+		ahead_wait(&a, w, &a.pages[i], true);
+		cJSON_Delete(a.pages[i].body);
+	}
+	pool_free(a.pool);
+	pthread_mutex_destroy(&a.lock);
+	pthread_cond_destroy(&a.moved);
+	return r;
+}
+
 static int walk_run(struct walk *w, struct listing **ret)
 {
 	int64_t asked_ms = clock_now_ms(), as_of_wall_ms = clock_wall_ms();
 	bool is_last = false;
+	int r = 0;
 
 	w->total = -1;
 	w->is_torn = w->is_found = false;
 	w->builder = listing_builder_new(w->s->scratch_dir);
 	if (!w->builder)
 		return no_memory(w->call);
-	for (int page = 1; !is_last; page++) {
-		CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
+	for (int page = 1; r == 0 && !is_last; page++) {
 		CLEANUP(json_release) cJSON *body = NULL;
-		struct http_request q = { .method = "GET", .ability = "sessions-read" };
 
-		path_add(&path, "/extractions/sessions/", w->session_id, "/documents?page=", NULL);
-		buf_addf(&path, "%d", page);
-		q.path = buf_text(&path);
-		if (!q.path)
-			return no_memory(w->call);
-		int r = http_json(w->s->http, w->call, &q, &body);
-		if (r < 0)
-			return r;
-		r = read_page(w, body, page, &q, asked_ms, &is_last);
-		if (r < 0)
-			return r;
+		/* Nobody is in a hurry for a poll, and who looks for one document may find it early. */
+		if (page == 2 && w->pages > 2 && w->call->urgency != URGENCY_BACKGROUND && !w->wanted_sha256) {
+			r = walk_together(w, asked_ms);
+			break;
+		}
+		r = get_page(w->s, w->call, w->session_id, page, &body);
+		if (r == 0)
+			r = read_page(w, body, page, asked_ms, &is_last);
 	}
+	if (r < 0)
+		return r;
 	struct listing_builder *given = w->builder;
 	w->builder = NULL;
 	return listing_builder_finish(given, asked_ms, as_of_wall_ms, ret);

@@ -285,6 +285,43 @@ static void pages_are_shown_as_they_come(void **state)
 	assert_int_equal(seen.documents, 40);
 }
 
+static void several_pages_are_under_way_at_a_time(void **state)
+{
+	struct place *p = *state;
+	char before[30];
+
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 300), 0);
+	set(p, "latency_ms", "50");
+	int64_t began_ms = clock_now_ms();
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	assert_int_equal(listing_count(l), 300);
+	assert_int_equal(sandbox_count(p->box, "list"), 20);
+	assert_in_range(clock_now_ms() - began_ms, 250, 700); /* one after the other it would be 1000 */
+	for (int i = 0; i < 300; i++) { /* and yet in the server's order */
+		struct document doc;
+
+		snprintf(before, sizeof(before), "document-%06d.pdf", i + 1);
+		assert_string_equal(name_of(l, i, &doc), before);
+	}
+}
+
+static void a_page_that_fails_fails_the_listing_and_ends_what_is_under_way(void **state)
+{
+	struct place *p = *state;
+	struct listing *l = NULL;
+
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 300), 0);
+	assert_int_equal(sandbox_fault(p->box, "{\"route\":\"list\",\"nth\":4,\"action\":\"status\",\"status\":500}"), 0);
+	assert_int_equal(sandbox_fault(p->box, "{\"route\":\"list\",\"nth\":5,\"times\":0,\"action\":\"stall\"}"), 0);
+	int64_t began_ms = clock_now_ms();
+	struct call *call = call_of(p);
+	call->deadline_ms = began_ms + 3000;
+	int r = backend_list_documents(p->b, call, p->session, NULL, &l);
+	assert_true(r == -EIO || r == -ETIMEDOUT); /* whichever of the two met the page read first */
+	assert_int_equal(p->call.fault.kind, FAULT_AWAY);
+	assert_in_range(clock_now_ms() - began_ms, 0, 3500);
+}
+
 static void an_unchanged_session_costs_one_request(void **state)
 {
 	struct place *p = *state;
@@ -950,6 +987,8 @@ int main(void)
 		TEST(a_lying_total_costs_a_second_walk_once),
 		TEST(a_list_without_order_is_complete_all_the_same),
 		TEST(pages_are_shown_as_they_come),
+		TEST(several_pages_are_under_way_at_a_time),
+		TEST(a_page_that_fails_fails_the_listing_and_ends_what_is_under_way),
 		TEST(an_unchanged_session_costs_one_request),
 		TEST(a_changed_session_is_walked_again),
 		TEST(a_record_that_names_fewer_documents_is_not_believed),

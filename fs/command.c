@@ -671,6 +671,20 @@ static long find_count(const char *text, const char *word)
 	return -1;
 }
 
+static void print_json_text(const char *text)
+{
+	(void)putchar('"');
+	for (const char *c = text; *c; c++) {
+		if (*c == '"' || *c == '\\')
+			(void)printf("\\%c", *c);
+		else if ((unsigned char)*c < 0x20)
+			(void)printf("\\u%04x", (unsigned char)*c);
+		else
+			(void)putchar(*c);
+	}
+	(void)putchar('"');
+}
+
 static int report_mounted(struct report *r, const char *dir, const char *mountpoint)
 {
 	CLEANUP(buf_release) struct buf answer = BUF(SOCKET_ANSWER_BYTES_MAX);
@@ -684,9 +698,14 @@ static int report_mounted(struct report *r, const char *dir, const char *mountpo
 	if (read_answer(&answer, mountpoint ? mountpoint : dir, &text))
 		return EXIT_NOT_WELL;
 	report_separate(r);
-	if (mountpoint && !r->is_json)
+	if (mountpoint && !r->is_json) {
 		(void)printf("mounted on: %s\n", mountpoint);
-	print_clean(text);
+	} else if (mountpoint && *text == '{') { /* one of several: it says which */
+		(void)fputs("{\n  \"mountpoint\": ", stdout);
+		print_json_text(mountpoint);
+		(void)fputs(",", stdout);
+	}
+	print_clean(mountpoint && r->is_json && *text == '{' ? text + 1 : text);
 	if (find_count(text, "waiting") != 0 || find_count(text, "failed") != 0)
 		r->has_rest = true;
 	return 0;
@@ -702,20 +721,6 @@ static void count_item(void *arg, const struct queue_item *item)
 
 	t->waiting += item->kind == FILE_PENDING;
 	t->failed += item->kind == FILE_FAILED;
-}
-
-static void print_json_text(const char *text)
-{
-	(void)putchar('"');
-	for (const char *c = text; *c; c++) {
-		if (*c == '"' || *c == '\\')
-			(void)printf("\\%c", *c);
-		else if ((unsigned char)*c < 0x20)
-			(void)printf("\\u%04x", (unsigned char)*c);
-		else
-			(void)putchar(*c);
-	}
-	(void)putchar('"');
 }
 
 /* A state folder without a mount: what it holds goes on at the next one. */

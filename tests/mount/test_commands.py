@@ -295,8 +295,6 @@ class Paths(Commands):
         self.well("refresh", inside)
         wait_for(lambda: os.listdir(inside) == ["one.pdf"], 5, "listed")
         self.fails(1, "one.pdf", "discard", os.path.join(inside, "one.pdf"))
-        self.end_mount()
-        self.fails(1, "nothing is mounted|mount does not answer", "retry", "--all")
 
 
 class MountPoints(Commands):

@@ -36,10 +36,10 @@ enum {
 	SENTENCE_BYTES_MAX = 4096,
 	LINE_BYTES_MAX = 8192,
 	ASK_MS = 30000,
-	LOCK_WAIT_MS = 2000,    /* another command has the folder for a moment */
+	LOCK_WAIT_MS = 2000, /* another command has the folder for a moment */
 	POLL_FIRST_MS = 200,
 	POLL_MOST_MS = 2000,
-	RUN_SHOWS_MS = 60000,   /* until a run that was asked for must show in the documents' states */
+	RUN_SHOWS_MS = 60000, /* until a run that was asked for must show in the documents' states */
 };
 
 /* ---- saying ------------------------------------------------------------------------------------------------ */
@@ -114,7 +114,8 @@ static void words_release(struct words *w)
 	w->options = w->rest = NULL;
 }
 
-/* Which of the switches a command knows, by letters: j --json, a --all, w --wait, g --again, f --token-file, t --timeout, o -o. */
+/* Which of the switches a command knows, by letters: j --json, a --all, w --wait, g --again, f --token-file, t
+ * --timeout, o -o. */
 static bool knows(const char *switches, char letter)
 {
 	return strchr(switches, letter) != NULL;
@@ -619,10 +620,10 @@ static int run_check(int argc, char **argv)
 
 struct report {
 	bool is_json;
-	int shown;      /* mounts and folders so far */
-	bool has_rest;  /* something waits or failed */
+	int shown;     /* mounts and folders so far */
+	bool has_rest; /* something waits or failed */
 	bool went_wrong;
-	char **dirs;    /* state folders that were reported; owned */
+	char **dirs; /* state folders that were reported; owned */
 	int dir_count;
 };
 
@@ -749,7 +750,8 @@ static void report_unmounted(struct report *r, const char *dir)
 	if (r->is_json) {
 		(void)fputs("{\n  \"state_dir\": ", stdout);
 		print_json_text(dir);
-		(void)printf(",\n  \"mounted\": false,\n  \"waiting\": %d,\n  \"failed\": %d\n}\n", t.waiting, t.failed);
+		(void)printf(",\n  \"mounted\": false,\n  \"waiting\": %d,\n  \"failed\": %d\n}\n", t.waiting,
+			     t.failed);
 	} else {
 		(void)printf("not mounted: %s\nwaiting: %d\nfailed: %d\n", dir, t.waiting, t.failed);
 	}
@@ -1250,8 +1252,9 @@ static int setup_secret(struct service *s, const struct words *w, bool *ret_is_c
 	options_backend_config(&s->options, &config);
 	if (backend_open(&config, &why, &s->backend) < 0)
 		return complain("%s", buf_text(&why) && why.len ? buf_text(&why) : "the service cannot be opened");
-	int r = w->token_file ? take_secret_file(&s->options, w->token_file) :
-		s->options.env_secret ? 0 : ask_for_secret(&s->options, s->backend);
+	int r = w->token_file           ? take_secret_file(&s->options, w->token_file)
+		: s->options.env_secret ? 0
+					: ask_for_secret(&s->options, s->backend);
 	if (r)
 		return r;
 	if (!w->token_file)
@@ -1268,7 +1271,8 @@ static int setup_secret(struct service *s, const struct words *w, bool *ret_is_c
 		return complain("the token cannot be stored in %s: %s",
 				s->options.stored_secret_file ? s->options.stored_secret_file : "your configuration",
 				strerror(-r));
-	(void)printf("The %s is stored in %s.\n", s->options.username ? "password" : "token", s->options.stored_secret_file);
+	(void)printf("The %s is stored in %s.\n", s->options.username ? "password" : "token",
+		     s->options.stored_secret_file);
 	return was_elsewhere ? store(s->options.source, "token_file", s->options.stored_secret_file) : 0;
 }
 
@@ -1309,8 +1313,8 @@ static int run_setup(int argc, char **argv)
 	if (r)
 		return r;
 	if (!is_checked) {
-		(void)complain("%s does not answer now: the token is stored and not checked; see sessionfs check %s", service_title(s.backend),
-			       w.rest[0]);
+		(void)complain("%s does not answer now: the token is stored and not checked; see sessionfs check %s",
+			       service_title(s.backend), w.rest[0]);
 		return EXIT_NO_ANSWER;
 	}
 	(void)printf("%s accepts it.\n", service_title(s.backend));
@@ -1331,10 +1335,12 @@ static const struct {
 	{ "add", run_add, "SOURCE ADDRESS-OR-ID...", "shows a session; forget takes it off again" },
 	{ "forget", run_forget, "SOURCE ADDRESS-OR-ID...", "shows it no longer; nothing changes at the service" },
 	{ "check", run_check, "SOURCE", "token, rights seen to work, limits" },
-	{ "status", run_status, "[--json] [MOUNTPOINT]", "what waits, uploads, failed; exit status 0 only when nothing does" },
+	{ "status", run_status, "[--json] [MOUNTPOINT]",
+	  "what waits, uploads, failed; exit status 0 only when nothing does" },
 	{ "refresh", run_refresh, "PATH...", "asks the service anew" },
 	{ "wait", run_wait, "[--timeout TIME] PATH...", "until the documents are ready" },
-	{ "run", run_run, "[--wait] [--again] [--timeout TIME] FOLDER...", "asks for a session's documents to be parsed" },
+	{ "run", run_run, "[--wait] [--again] [--timeout TIME] FOLDER...",
+	  "asks for a session's documents to be parsed" },
 	{ "retry", retry_or_discard, "PATH...|--all", "uploads what waits or failed now" },
 	{ "discard", retry_or_discard, "PATH...|--all", "gives up what was not uploaded" },
 };

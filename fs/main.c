@@ -49,8 +49,8 @@ struct parts {
 	struct backend *backend; /* the cache, once there is one */
 	struct mount *mount;
 	struct socket_server *socket;
-	int exit_code;          /* what the check of the start found */
-	struct buf sentence;    /* about it; under verified()'s one call */
+	int exit_code;       /* what the check of the start found */
+	struct buf sentence; /* about it; under verified()'s one call */
 };
 
 static void parts_release(struct parts *p)
@@ -65,7 +65,8 @@ static void parts_release(struct parts *p)
 
 /* ---- the steps --------------------------------------------------------------------------------------------- */
 
-/* Another service's documents must not be taken for this one's: a state folder that was named belongs to one address. */
+/* Another service's documents must not be taken for this one's: a state folder that was named belongs to one address.
+ */
 static int check_state_is_of(struct state *s, const struct options *o, const char *url, struct buf *why)
 {
 	CLEANUP(text_release) char *before = NULL;
@@ -130,7 +131,8 @@ static void open_socket(struct parts *p)
 	int r = socket_serve(state_dir(p->state), answer_command, p->mount, &p->socket);
 
 	if (r < 0)
-		log_warning("control: no socket in %s: %s; commands will not reach this mount", state_dir(p->state), strerror(-r));
+		log_warning("control: no socket in %s: %s; commands will not reach this mount", state_dir(p->state),
+			    strerror(-r));
 }
 
 /* ---- the verdict ------------------------------------------------------------------------------------------- */
@@ -156,8 +158,8 @@ static int give_up(struct parts *p, int exit_code, const struct buf *why, int er
 	return exit_code;
 }
 
-/* Before the first thread, so that each inherits it: the loop alone takes these, whichever thread they hit. (Not earlier
- * either: whoever interrupts us while we wait for an ending mount means it.) */
+/* Before the first thread, so that each inherits it: the loop alone takes these, whichever thread they hit. (Not
+ * earlier either: whoever interrupts us while we wait for an ending mount means it.) */
 static void hold_signals(void)
 {
 	static const int held[] = { SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 };

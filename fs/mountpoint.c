@@ -75,7 +75,9 @@ int mountpoint_prepare(const char *path, struct buf *why)
 	/* Two at most: a dead mount may lie on another. */
 	for (int i = 0; i < 2 && stat(path, &st) < 0 && errno == ENOTCONN; i++) {
 		if (take_off(path) < 0) {
-			buf_addf(why, "a dead mount is in the way at %s, and cannot be taken off: try fusermount3 -uz %s", path, path);
+			buf_addf(why,
+				 "a dead mount is in the way at %s, and cannot be taken off: try fusermount3 -uz %s",
+				 path, path);
 			return -ENOTCONN;
 		}
 		log_warning("mount: took a dead mount off %s", path);

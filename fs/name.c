@@ -1,5 +1,5 @@
-/* A server's title -> a safe file name, unique in its folder; which names are scratch; which suffixes are taken. Pure: no
- * disk, no clock, no state; the callers know which names are in use. */
+/* A server's title -> a safe file name, unique in its folder; which names are scratch; which suffixes are taken. Pure:
+ * no disk, no clock, no state; the callers know which names are in use. */
 #include "fs/name.h"
 
 #include <ctype.h>
@@ -14,9 +14,9 @@
 #include "client/base/cleanup.h"
 
 enum {
-	SUFFIX_BYTES_MAX = 10,     /* of what we keep as an extension when a name is cut or told apart */
+	SUFFIX_BYTES_MAX = 10, /* of what we keep as an extension when a name is cut or told apart */
 	QUALIFIER_BYTES_MAX = 100,
-	TMP_RANDOM_LENGTH = 6,     /* mkstemp(3)'s XXXXXX */
+	TMP_RANDOM_LENGTH = 6, /* mkstemp(3)'s XXXXXX */
 	FORMATS_BYTES_MAX = 4096,
 };
 
@@ -27,7 +27,8 @@ enum {
 static int read_character(const char *s, uint32_t *ret)
 {
 	const unsigned char *b = (const unsigned char *)s;
-	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 }; /* what needs that many bytes: no overlong forms */
+	static const uint32_t least[] = { 0, 0, 0x80, 0x800,
+					  0x10000 }; /* what needs that many bytes: no overlong forms */
 	int length = b[0] < 0x80 ? 1 : b[0] < 0xc2 ? 0 : b[0] < 0xe0 ? 2 : b[0] < 0xf0 ? 3 : b[0] < 0xf5 ? 4 : 0;
 
 	if (length <= 1) {
@@ -197,10 +198,9 @@ int name_check(const char *name)
 
 /* ---- rules ------------------------------------------------------------------------------------------------- */
 
-
 struct name_rules {
-	char *ignore_text;  /* owned; cut at the separators */
-	char **ignore;      /* into it; ends with NULL; owned */
+	char *ignore_text; /* owned; cut at the separators */
+	char **ignore;     /* into it; ends with NULL; owned */
 	bool takes_any;
 	char *only;         /* " pdf png ", instead of whatever list; NULL: the service's or the session's */
 	char *more, *fewer; /* " xlsx ", added to and taken from the list; "" none */
@@ -277,9 +277,32 @@ static bool ends_as_mkstemp(const char *name)
 static bool is_of_a_program(const char *name)
 {
 	static const char *const patterns[] = {
-		".goutputstream-*", "._*", ".~*", ".#*", "*.part", "*.partial", "*.partial~", "*.crdownload",
-		"*.download", "*.filepart", "*.tmp", "*~", "~$*", ".~lock.*#", "#*#", "*.sw?", "4913", "Thumbs.db",
-		"desktop.ini", "autorun.inf", "__MACOSX", "@eaDir", ".fuse_hidden*", ".nfs*", ".Trash", ".Trash-*",
+		".goutputstream-*",
+		"._*",
+		".~*",
+		".#*",
+		"*.part",
+		"*.partial",
+		"*.partial~",
+		"*.crdownload",
+		"*.download",
+		"*.filepart",
+		"*.tmp",
+		"*~",
+		"~$*",
+		".~lock.*#",
+		"#*#",
+		"*.sw?",
+		"4913",
+		"Thumbs.db",
+		"desktop.ini",
+		"autorun.inf",
+		"__MACOSX",
+		"@eaDir",
+		".fuse_hidden*",
+		".nfs*",
+		".Trash",
+		".Trash-*",
 		".DS_Store",
 	};
 

@@ -36,15 +36,15 @@ enum {
 /* ---- the table --------------------------------------------------------------------------------------------- */
 
 enum kind {
-	KIND_TEXT, /* char *; where value_word lists words, one of them */
+	KIND_TEXT,      /* char *; where value_word lists words, one of them */
 	KIND_FILE_TEXT, /* the same, in a configuration file alone */
-	KIND_LIST, /* struct text_list, repeatable */
-	KIND_WORD, /* an enum whose values are in the order of the words in value_word */
+	KIND_LIST,      /* struct text_list, repeatable */
+	KIND_WORD,      /* an enum whose values are in the order of the words in value_word */
 	KIND_BOOL_WORD, /* bool: the second of two words */
-	KIND_FLAG, /* bool, no value */
-	KIND_TIME, /* int64_t, ms */
-	KIND_SIZE, /* int64_t, bytes */
-	KIND_RATE, /* int */
+	KIND_FLAG,      /* bool, no value */
+	KIND_TIME,      /* int64_t, ms */
+	KIND_SIZE,      /* int64_t, bytes */
+	KIND_RATE,      /* int */
 	KIND_UID,
 	KIND_GID,
 	KIND_MODE,
@@ -64,10 +64,12 @@ struct row {
 static const struct row table[] = {
 	{ "service", KIND_TEXT, AT(service), "NAME", NULL, "which service it is; by SOURCE where that is one" },
 	{ "url", KIND_TEXT, AT(url), "URL", NULL, "the service's base address; https, or http on this machine" },
-	{ "token_file", KIND_TEXT, AT(token_file), "FILE", NULL, "where the secret is; nobody else may be able to read it" },
+	{ "token_file", KIND_TEXT, AT(token_file), "FILE", NULL,
+	  "where the secret is; nobody else may be able to read it" },
 	{ "token_command", KIND_FILE_TEXT, AT(token_command), "COMMAND", NULL,
 	  "prints the secret; in a configuration file only" },
-	{ "username", KIND_TEXT, AT(username), "NAME", NULL, "log in as this user: the secret is the password, not a token" },
+	{ "username", KIND_TEXT, AT(username), "NAME", NULL,
+	  "log in as this user: the secret is the password, not a token" },
 	{ "session", KIND_LIST, AT(sessions), "ID", NULL, "a session to show (repeatable)" },
 	{ "queue", KIND_LIST, AT(queues), "ID", NULL, "a queue to show (repeatable); all of them if none is named" },
 	{ "template", KIND_TEXT, AT(template_name), "NAME|ID", NULL, "what mkdir makes a new session from" },
@@ -79,44 +81,49 @@ static const struct row table[] = {
 	  "when close() returns: at the service, or safe on the local disk" },
 	{ "close_timeout", KIND_TIME, AT(close_timeout_ms), "TIME", "60s",
 	  "how long close() waits while the service fails; the upload goes on behind it" },
-	{ "settle", KIND_TIME, AT(settle_ms), "TIME", "0", "upload this long after the last close, for scanners that write in pieces" },
+	{ "settle", KIND_TIME, AT(settle_ms), "TIME", "0",
+	  "upload this long after the last close, for scanners that write in pieces" },
 	{ "ignore", KIND_TEXT, AT(ignore), "PATTERN[:PATTERN]", NULL, "more names that stay on this machine" },
-	{ "formats", KIND_TEXT, AT(formats), "+xlsx,-doc|any", NULL, "suffixes to take besides, or instead of, the service's" },
+	{ "formats", KIND_TEXT, AT(formats), "+xlsx,-doc|any", NULL,
+	  "suffixes to take besides, or instead of, the service's" },
 	{ "remove", KIND_WORD, AT(remove), "recent|yes|no", "recent",
 	  "what rm may detach: what this mount attached in the last 10 minutes, anything, nothing" },
 	{ "views", KIND_BOOL_WORD, AT(views_listed), "named|listed", "named",
 	  "show .results, .text and .sessionfs in listings too" },
 	{ "start", KIND_WORD, AT(start), "auto|wait|strict", "auto",
 	  "when the service does not answer: go on if something is remembered, go on waiting, fail" },
-	{ "rate", KIND_RATE, AT(rate_per_min), "N/min|off", NULL, "at most so many requests; 90 % of the documented limit" },
+	{ "rate", KIND_RATE, AT(rate_per_min), "N/min|off", NULL,
+	  "at most so many requests; 90 % of the documented limit" },
 	{ "state_dir", KIND_TEXT, AT(state_dir), "DIR", NULL, "the spool and the queue" },
 	{ "cache_dir", KIND_TEXT, AT(cache_dir), "DIR", NULL, "remembered listings and bytes; may be lost" },
 	{ "cache_size", KIND_SIZE, AT(cache_size_bytes), "SIZE", "1G", "how many bytes of documents are kept" },
 	{ "cafile", KIND_TEXT, AT(cafile), "FILE", NULL, "the certificates to trust instead of the system's" },
 	{ "proxy", KIND_TEXT, AT(proxy), "URL", NULL, "instead of the environment's" },
-	{ "log", KIND_TEXT, AT(log_level), "error|warning|info|debug", "info", "how much is logged; to stderr with -f, else syslog" },
+	{ "log", KIND_TEXT, AT(log_level), "error|warning|info|debug", "info",
+	  "how much is logged; to stderr with -f, else syslog" },
 	{ "uid", KIND_UID, AT(uid), "USER", NULL, "who owns the files; you" },
 	{ "gid", KIND_GID, AT(gid), "GROUP", NULL, "their group; yours" },
 	{ "umask", KIND_MODE, AT(umask), "OCTAL", NULL, "permissions that are not given; 077, with allow_other 022" },
 	{ "allow_other", KIND_FLAG, AT(allow_other), NULL, NULL, "other users may use the mount" },
 	{ "ro", KIND_FLAG, AT(read_only), NULL, NULL, "nothing is uploaded or changed" },
-	{ "noxattr", KIND_FLAG, AT(noxattr), NULL, NULL, "no extended attributes: a much faster ls -l of large folders" },
+	{ "noxattr", KIND_FLAG, AT(noxattr), NULL, NULL,
+	  "no extended attributes: a much faster ls -l of large folders" },
 };
 
 enum { TABLE_COUNT = sizeof(table) / sizeof(table[0]) };
 
 /* What the kernel and libfuse understand by themselves: passed on as it is. */
 static const char *const fuse_words[] = {
-	"allow_root", "auto_unmount", "default_permissions", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "atime", "noatime",
-	"nodiratime", "sync", "async", "dirsync",
+	"allow_root", "auto_unmount", "default_permissions", "dev",  "nodev", "suid",    "nosuid", "exec", "noexec",
+	"atime",      "noatime",      "nodiratime",          "sync", "async", "dirsync",
 };
-static const char *const fuse_names[] = { "fsname", "subtype", "max_read", "context", "fscontext", "defcontext",
-					  "rootcontext" };
+static const char *const fuse_names[] = { "fsname",    "subtype",    "max_read",   "context",
+					  "fscontext", "defcontext", "rootcontext" };
 /* What mount(8) and fstab(5) keep for themselves and hand on all the same. */
 static const char *const mount_words[] = {
-	"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "_rnetdev", "relatime",
-	"norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "diratime", "silent", "loud", "mand", "nomand",
-	"iversion", "noiversion",
+	"defaults",   "auto",     "noauto",   "user",     "nouser",     "users",       "owner",         "group",
+	"nofail",     "_netdev",  "_rnetdev", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime",
+	"nolazytime", "diratime", "silent",   "loud",     "mand",       "nomand",      "iversion",      "noiversion",
 };
 static const char *const mount_names[] = { "comment", "uhelper", "helper" };
 
@@ -173,7 +180,9 @@ static bool parse_size(const char *text, int64_t *ret)
 {
 	static const char *const units[] = { "", "B", "K", "KiB", "M", "MiB", "G", "GiB", "T", "TiB", NULL };
 	static const int64_t k = 1024;
-	static const int64_t factors[] = { 1, 1, k, k, k * k, k * k, k * k * k, k * k * k, k * k * k * k, k * k * k * k };
+	static const int64_t factors[] = {
+		1, 1, k, k, k * k, k * k, k * k * k, k * k * k, k * k * k * k, k * k * k * k
+	};
 
 	return parse_amount(text, units, factors, INT64_MAX, ret);
 }
@@ -335,7 +344,8 @@ static const struct backend_option *find_backend_option(const char *service, con
 	return NULL;
 }
 
-/* How many letters have to be changed, put in or left out. Names are short: beyond 31 bytes they are far from anything. */
+/* How many letters have to be changed, put in or left out. Names are short: beyond 31 bytes they are far from anything.
+ */
 static int distance(const char *a, const char *b)
 {
 	int row[32], la = (int)strlen(a), lb = (int)strlen(b);
@@ -437,8 +447,8 @@ static int set_option(struct options *o, const char *name, const char *value, bo
 		return -EINVAL;
 	}
 	if (row && row->kind == KIND_FLAG && value) {
-		if (!from_file || (strcmp(value, "yes") != 0 && strcmp(value, "true") != 0 && strcmp(value, "no") != 0 &&
-				   strcmp(value, "false") != 0)) {
+		if (!from_file || (strcmp(value, "yes") != 0 && strcmp(value, "true") != 0 &&
+				   strcmp(value, "no") != 0 && strcmp(value, "false") != 0)) {
 			buf_addf(why, "'%s' takes no value%s", name, from_file ? " but yes or no" : "");
 			return -EINVAL;
 		}
@@ -742,7 +752,8 @@ int options_store(const char *section, const char *key, const char *value, struc
 
 /* ---- places ------------------------------------------------------------------------------------------------ */
 
-/* The first of $STATE_DIRECTORY (systemd gives several, separated by ':'), $XDG_STATE_HOME, /var/lib for root, $HOME. */
+/* The first of $STATE_DIRECTORY (systemd gives several, separated by ':'), $XDG_STATE_HOME, /var/lib for root, $HOME.
+ */
 static int place(const char *systemd, const char *xdg, const char *roots, const char *homes, struct buf *ret)
 {
 	const char *given = env(systemd), *home = env("HOME");
@@ -802,8 +813,8 @@ static int make_absolute(char **path)
 	return 0;
 }
 
-static int resolve_folder(const struct options *o, char **field, const char *option, int base_error, const struct buf *base,
-			  struct buf *why)
+static int resolve_folder(const struct options *o, char **field, const char *option, int base_error,
+			  const struct buf *base, struct buf *why)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_MAX);
 
@@ -967,7 +978,8 @@ static void add_services(struct buf *ret)
 		buf_addf(ret, "%s%s", s == backend_services() ? "" : ", ", *s);
 }
 
-/* By -o, by the section, or because SOURCE is one; it has to be known before the other options, some of which are its own. */
+/* By -o, by the section, or because SOURCE is one; it has to be known before the other options, some of which are its
+ * own. */
 static int find_service(struct options *o, const struct config *c, const struct line *l, struct buf *why)
 {
 	int r = is_service(o->source) ? replace_text(&o->service, o->source) : 0;
@@ -1018,7 +1030,8 @@ static int check_url(char *url, struct buf *why)
 	if (!is_https && !is_http)
 		return wrong(why, "url", url, "an address such as https://api.example.com");
 	size_t host_len = *host == '[' ? strcspn(host, "]/") + 1 : strcspn(host, ":/?#");
-	if (host_len == 0 || host_len > strlen(host) || strpbrk(url, "?#@ \t\\") || (host[host_len] && !strchr(":/", host[host_len])))
+	if (host_len == 0 || host_len > strlen(host) || strpbrk(url, "?#@ \t\\") ||
+	    (host[host_len] && !strchr(":/", host[host_len])))
 		return wrong(why, "url", url, "an address such as https://api.example.com");
 	if (is_http && !is_loopback(host, host_len)) {
 		buf_addf(why, "'url=%.200s' would send the token unencrypted: use https", url);
@@ -1110,7 +1123,8 @@ static int set_from_config(struct options *o, const struct config *c, struct buf
 		bool is_word = !row && c->pairs[i].value[0] == '\0'; /* "nodev =" */
 		int r = set_option(o, c->pairs[i].name, is_word ? NULL : c->pairs[i].value, true, &reason);
 		if (r == -EINVAL)
-			buf_addf(why, "[%s] in the configuration: %s", c->section, buf_text(&reason) ? buf_text(&reason) : "");
+			buf_addf(why, "[%s] in the configuration: %s", c->section,
+				 buf_text(&reason) ? buf_text(&reason) : "");
 		if (r < 0)
 			return r;
 	}
@@ -1144,7 +1158,9 @@ static int read_options(const struct line *l, bool needs_mountpoint, struct buf 
 
 	if (!l->source || !*l->source || (needs_mountpoint && !l->mountpoint)) {
 		buf_addf(why, "SOURCE%s missing; sessionfs -h tells more",
-			 !l->source && needs_mountpoint ? " and MOUNTPOINT are" : l->source ? ": MOUNTPOINT is" : " is");
+			 !l->source && needs_mountpoint ? " and MOUNTPOINT are"
+			 : l->source                    ? ": MOUNTPOINT is"
+							: " is");
 		return -EINVAL;
 	}
 	int r = take_secret_from_environment(o, why);
@@ -1194,9 +1210,13 @@ int options_read(int argc, char **argv, bool needs_mountpoint, struct buf *why, 
 
 void options_release(struct options *o)
 {
-	char **texts[] = { &o->source, &o->service, &o->mountpoint, &o->url, &o->token_file, &o->token_command, &o->username,
-			   &o->credentials_dir, &o->stored_secret_file, &o->template_name, &o->ignore, &o->formats, &o->state_dir,
-			   &o->cache_dir, &o->state_base, &o->limit_path, &o->cafile, &o->proxy, &o->log_level };
+	char **texts[] = { &o->source,        &o->service,         &o->mountpoint,
+			   &o->url,           &o->token_file,      &o->token_command,
+			   &o->username,      &o->credentials_dir, &o->stored_secret_file,
+			   &o->template_name, &o->ignore,          &o->formats,
+			   &o->state_dir,     &o->cache_dir,       &o->state_base,
+			   &o->limit_path,    &o->cafile,          &o->proxy,
+			   &o->log_level };
 	struct text_list *lists[] = { &o->sessions, &o->queues, &o->fuse_args, &o->backend };
 
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
@@ -1208,7 +1228,8 @@ void options_release(struct options *o)
 
 /* ---- help -------------------------------------------------------------------------------------------------- */
 
-static void help_line(const char *name, const char *value_word, const char *help, const char *default_text, struct buf *ret)
+static void help_line(const char *name, const char *value_word, const char *help, const char *default_text,
+		      struct buf *ret)
 {
 	char left[64];
 

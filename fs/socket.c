@@ -23,7 +23,7 @@
 
 enum {
 	ASKED_AT_ONCE_MAX = 4,
-	READ_SECONDS = 5,     /* for a line that has been begun */
+	READ_SECONDS = 5, /* for a line that has been begun */
 	WRITE_SECONDS = 10,
 	ANSWER_SECONDS = 180, /* the mount may have to ask the service */
 	PIECE_BYTES = 4096,

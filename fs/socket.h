@@ -1,6 +1,7 @@
 /* How a command reaches a running mount: one line there, a text back, over a Unix socket in the state folder.
  *
- * Only the same user and root are answered. Lines hold no control characters and at most SOCKET_LINE_BYTES_MAX bytes. */
+ * Only the same user and root are answered. Lines hold no control characters and at most SOCKET_LINE_BYTES_MAX bytes.
+ */
 #pragma once
 
 #include "client/base/buf.h"
@@ -10,8 +11,8 @@
 
 struct socket_server;
 
-/* Fills the answer: a first line "ok" or "error SENTENCE", then text for the command. May block; called on worker threads, a
- * few at a time. 0 or -errno; where that left the answer empty, "error" and the error's words are sent. */
+/* Fills the answer: a first line "ok" or "error SENTENCE", then text for the command. May block; called on worker
+ * threads, a few at a time. 0 or -errno; where that left the answer empty, "error" and the error's words are sent. */
 typedef int socket_handler(void *arg, const char *line, struct buf *answer);
 
 /* Listens in dir (control.sock, 0600; what a dead process left is replaced: the caller holds the folder's lock). */

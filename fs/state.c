@@ -1,9 +1,10 @@
-/* What must outlive us, in SQLite, and the lock that says whose it is. The queue's table is queue.c's own, on a connection
- * of its own.
+/* What must outlive us, in SQLite, and the lock that says whose it is. The queue's table is queue.c's own, on a
+ * connection of its own.
  *
- * The lock is an open-file-description lock on dir/lock: it ends with the process however that ends, and no other close() in
- * the process can lose it. Its text names the owner for whoever comes second; an owner that ended properly leaves it empty,
- * so that text found there says the last one crashed, and the database is looked through before it is trusted. */
+ * The lock is an open-file-description lock on dir/lock: it ends with the process however that ends, and no other
+ * close() in the process can lose it. Its text names the owner for whoever comes second; an owner that ended properly
+ * leaves it empty, so that text found there says the last one crashed, and the database is looked through before it is
+ * trusted. */
 #include "fs/state.h"
 
 #include <assert.h>
@@ -24,12 +25,12 @@
 
 enum {
 	SCHEMA_VERSION = 1,
-	INO_FIRST = 4096,        /* above the fixed numbers */
+	INO_FIRST = 4096, /* above the fixed numbers */
 	INO_BLOCK = 4096,
-	BUSY_WAIT_MS = 10000,    /* for the queue's connection */
+	BUSY_WAIT_MS = 10000, /* for the queue's connection */
 	LOCK_TEXT_BYTES_MAX = 8192,
 	LOCK_POLL_MS = 50,
-	ENDING_GRACE_MS = 1000,  /* an owner whose mount is going, and that has not said yet that it drains */
+	ENDING_GRACE_MS = 1000, /* an owner whose mount is going, and that has not said yet that it drains */
 	PATH_BYTES_MAX = 4096,
 };
 
@@ -126,7 +127,8 @@ static char *copy_column(sqlite3_stmt *statement, int at)
 	return text ? strdup((const char *)text) : NULL;
 }
 
-/* Undone unless transaction_end() was reached. Its function takes the lock before it declares one, so that the lock ends last. */
+/* Undone unless transaction_end() was reached. Its function takes the lock before it declares one, so that the lock
+ * ends last. */
 struct transaction {
 	struct state *state;
 };
@@ -211,7 +213,9 @@ static int connect_to(sqlite3 **db, const char *path, bool is_reader, bool is_di
 		return e;
 	(void)sqlite3_extended_result_codes(*db, 1);
 	(void)sqlite3_busy_timeout(*db, BUSY_WAIT_MS);
-	e = ask_number(*db, "SELECT count(*) FROM sqlite_master WHERE name IN ('fact', 'session', 'session_seen', 'alias', 'entry')",
+	e = ask_number(*db,
+		       "SELECT count(*) FROM sqlite_master WHERE name IN ('fact', 'session', 'session_seen', 'alias', "
+		       "'entry')",
 		       &tables);
 	if (e == SQLITE_OK)
 		e = ask_number(*db, "PRAGMA user_version", &version);
@@ -231,7 +235,8 @@ static int connect_to(sqlite3 **db, const char *path, bool is_reader, bool is_di
 	if (e != SQLITE_OK || version == SCHEMA_VERSION)
 		return e;
 	char first[160];
-	(void)snprintf(first, sizeof(first), "INSERT INTO fact VALUES('next ino', '%lld'); PRAGMA user_version=%d; COMMIT",
+	(void)snprintf(first, sizeof(first),
+		       "INSERT INTO fact VALUES('next ino', '%lld'); PRAGMA user_version=%d; COMMIT",
 		       (long long)ino_first, SCHEMA_VERSION);
 	e = sqlite3_exec(*db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
 	if (e == SQLITE_OK)
@@ -256,8 +261,8 @@ static int set_aside(const char *path, const char *reason)
 		if (rename(from, to) < 0 && errno != ENOENT)
 			r = -errno;
 	}
-	log_error("state: %s could not be read (%s): set aside as state.db.damaged-%lld, and a new one begun", path, reason,
-		  (long long)now_ms);
+	log_error("state: %s could not be read (%s): set aside as state.db.damaged-%lld, and a new one begun", path,
+		  reason, (long long)now_ms);
 	return r;
 }
 
@@ -396,7 +401,8 @@ static bool is_mounted(const char *mountpoint)
 		for (int i = 0; i < 4; i++)
 			(void)strsep(&rest, " ");
 		char *where = strsep(&rest, " ");
-		found = where && strcmp(where, mountpoint) == 0; /* an escaped blank makes it unequal: then it waits a little */
+		found = where &&
+			strcmp(where, mountpoint) == 0; /* an escaped blank makes it unequal: then it waits a little */
 	}
 	free(line);
 	(void)fclose(list);
@@ -482,7 +488,8 @@ int state_renew_owner(struct state *s)
 void state_set_draining(struct state *s)
 {
 	if (s->lock_fd >= 0 && write_lock_text(s, true) < 0)
-		log_warning("state: %s/lock cannot be written; a new mount will not know that this one is ending", s->dir);
+		log_warning("state: %s/lock cannot be written; a new mount will not know that this one is ending",
+			    s->dir);
 }
 
 /* ---- opening and closing ----------------------------------------------------------------------------------- */
@@ -670,11 +677,13 @@ int state_load_sessions(struct state *s, const char *account, struct known_sessi
 	STATEMENT statement = NULL;
 	int e;
 
-	int r = prepare(s,
-			"SELECT id, ino, name, server_name, template_id, workspace_id, status, formats, created_ms, updated_ms,"
-			" origin, is_forgotten, EXISTS(SELECT 1 FROM session_seen WHERE account = ? AND session_id = session.id)"
-			" FROM session ORDER BY ino",
-			&statement);
+	int r = prepare(
+		s,
+		"SELECT id, ino, name, server_name, template_id, workspace_id, status, formats, created_ms, updated_ms,"
+		" origin, is_forgotten, EXISTS(SELECT 1 FROM session_seen WHERE account = ? AND session_id = "
+		"session.id)"
+		" FROM session ORDER BY ino",
+		&statement);
 	if (r < 0)
 		return r;
 	bind_text(statement, 1, account);
@@ -788,10 +797,11 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 	STATEMENT statement = NULL;
 	int e;
 
-	int r = prepare(s,
-			"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone FROM entry"
-			" WHERE session_id = ? ORDER BY ino",
-			&statement);
+	int r = prepare(
+		s,
+		"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone FROM entry"
+		" WHERE session_id = ? ORDER BY ino",
+		&statement);
 	if (r < 0)
 		return r;
 	bind_text(statement, 1, session_id);

@@ -13,9 +13,9 @@
 
 struct state;
 
-/* Makes dir (0700, parents too) and takes its lock. A process that has it and drains is asked to stop (SIGTERM) and waited
- * for, up to wait_ms. -EBUSY: somebody else has it; why names the pid and mount point. owner: our mount point, kept in the
- * lock file for the next one to name. */
+/* Makes dir (0700, parents too) and takes its lock. A process that has it and drains is asked to stop (SIGTERM) and
+ * waited for, up to wait_ms. -EBUSY: somebody else has it; why names the pid and mount point. owner: our mount point,
+ * kept in the lock file for the next one to name. */
 int state_open(const char *dir, const char *owner, int64_t wait_ms, struct buf *why, struct state **ret);
 /* The same without the lock and for reading alone (commands beside a running mount). */
 int state_open_beside(const char *dir, struct buf *why, struct state **ret);
@@ -45,13 +45,13 @@ enum session_origin {
 struct known_session {
 	char *id;
 	uint64_t ino;
-	char *name;        /* as shown: safe and unique in the root */
-	char *server_name; /* as the service had it */
+	char *name;                                          /* as shown: safe and unique in the root */
+	char *server_name;                                   /* as the service had it */
 	char *template_id, *workspace_id, *status, *formats; /* may be NULL */
 	int64_t created_ms, updated_ms;
 	enum session_origin origin;
-	bool is_forgotten;    /* rmdir or `forget`: not shown until added again */
-	bool account_saw_it;  /* `account` of the load listed it itself */
+	bool is_forgotten;   /* rmdir or `forget`: not shown until added again */
+	bool account_saw_it; /* `account` of the load listed it itself */
 };
 void known_session_release(struct known_session *k);
 

@@ -26,7 +26,9 @@ static struct name_rules *rules(const char *ignore, const char *formats)
 
 static void a_title_becomes_a_safe_name(void **state)
 {
-	static const struct { const char *title, *name; } cases[] = {
+	static const struct {
+		const char *title, *name;
+	} cases[] = {
 		{ "invoice.pdf", "invoice.pdf" },
 		{ "a/b.pdf", "a_b.pdf" },
 		{ "..", "_.." }, /* never a way out of the folder */
@@ -40,15 +42,17 @@ static void a_title_becomes_a_safe_name(void **state)
 		{ ".texts", ".texts" },
 		{ "a\nb.pdf", "a_b.pdf" },
 		{ "a\x7f.pdf", "a_.pdf" },
-		{ "a\xc2\x85z", "a_z" },              /* U+0085, a C1 control */
-		{ "a\xe2\x80\xae" "fdp.exe", "a_fdp.exe" }, /* U+202E turns what follows around */
+		{ "a\xc2\x85z", "a_z" }, /* U+0085, a C1 control */
+		{ "a\xe2\x80\xae"
+		  "fdp.exe",
+		  "a_fdp.exe" }, /* U+202E turns what follows around */
 		{ "a\xe2\x80\x8f.pdf", "a_.pdf" },
 		{ "a\xe2\x81\xa6.pdf", "a_.pdf" },
 		{ "a\xff.pdf", "a_.pdf" },
-		{ "a\xc0\xaf.pdf", "a__.pdf" },       /* an overlong '/' */
-		{ "a\xed\xa0\x80.pdf", "a___.pdf" },  /* a surrogate */
+		{ "a\xc0\xaf.pdf", "a__.pdf" },      /* an overlong '/' */
+		{ "a\xed\xa0\x80.pdf", "a___.pdf" }, /* a surrogate */
 		{ "a\xf4\x90\x80\x80.pdf", "a____.pdf" },
-		{ "a\xe2\x82", "a__" },               /* ends inside a character */
+		{ "a\xe2\x82", "a__" }, /* ends inside a character */
 		{ "Z\xc3\xbcrich \xe2\x82\xac.pdf", "Z\xc3\xbcrich \xe2\x82\xac.pdf" },
 		{ "\xf0\x9f\x98\x80.png", "\xf0\x9f\x98\x80.png" },
 		{ " a b ", " a b " },
@@ -87,8 +91,9 @@ static void a_long_title_is_cut_between_characters_and_keeps_its_extension(void 
 
 static void whatever_the_bytes_the_name_is_sound_and_stays_when_made_safe_again(void **state)
 {
-	static const char *const bits[] = { ".", "/", "..", ".pdf", "\xe2\x80\xae", "\xc3\xbc", "\xff", "\n", ".text",
-					    "\xf0\x9f\x98\x80", " ", "\xed\xa0\x80" };
+	static const char *const bits[] = { ".",        "/",           "..", ".pdf",  "\xe2\x80\xae",
+					    "\xc3\xbc", "\xff",        "\n", ".text", "\xf0\x9f\x98\x80",
+					    " ",        "\xed\xa0\x80" };
 	uint32_t seed = 20240229;
 
 	for (int round = 0; round < 20000; round++) {
@@ -125,7 +130,11 @@ static void whatever_the_bytes_the_name_is_sound_and_stays_when_made_safe_again(
 
 static void equal_names_are_told_apart_by_the_end_of_the_id(void **state)
 {
-	static const struct { const char *name, *id; int length; const char *told; } cases[] = {
+	static const struct {
+		const char *name, *id;
+		int length;
+		const char *told;
+	} cases[] = {
 		{ "a.pdf", "0b7e-3f2c", 4, "a (3f2c).pdf" },
 		{ "a.pdf", "0b7e-3f2c", 6, "a (7e3f2c).pdf" },
 		{ "a", "0b7e3f2c", 4, "a (3f2c)" },
@@ -166,12 +175,14 @@ static void a_qualifier_stands_behind_the_name_and_is_made_safe(void **state)
 
 static void a_users_name_is_refused_only_for_what_a_folder_cannot_show(void **state)
 {
-	static const struct { const char *name; int error; } cases[] = {
-		{ "a.pdf", 0 },           { ".hidden", 0 },
-		{ "Z\xc3\xbcrich.pdf", 0 }, { "", -EINVAL },
-		{ ".", -EINVAL },         { "..", -EINVAL },
-		{ "a\nb", -EINVAL },      { "a\xff", -EINVAL },
-		{ "a\xe2\x80\xae", -EINVAL }, { "a/b", -EINVAL },
+	static const struct {
+		const char *name;
+		int error;
+	} cases[] = {
+		{ "a.pdf", 0 },      { ".hidden", 0 },     { "Z\xc3\xbcrich.pdf", 0 },
+		{ "", -EINVAL },     { ".", -EINVAL },     { "..", -EINVAL },
+		{ "a\nb", -EINVAL }, { "a\xff", -EINVAL }, { "a\xe2\x80\xae", -EINVAL },
+		{ "a/b", -EINVAL },
 	};
 	char long_one[300];
 
@@ -190,51 +201,94 @@ static void a_users_name_is_refused_only_for_what_a_folder_cannot_show(void **st
 /* ---- scratch ----------------------------------------------------------------------------------------------- */
 
 /* Each scratch row has a twin that is none. */
-static const struct { const char *name; bool is_scratch; } scratch_cases[] = {
-	{ ".invoice", true },                { ".invoice.pdf", false },
-	{ ".bashrc.conf", true },            { ".a.TIF", false },
-	{ ".pdf", true },                    { "a.pdf", false },
-	{ ".x.pdf.QvTzAb", true },           { "x.pdf.QvTzAb", false }, /* rsync's, and one that only looks like it */
-	{ ".invoice.pdf.a1B2c3", true },     { ".invoice.a1B2c3.pdf", false },
-	{ ".goutputstream-ABC123", true },   { "goutputstream-ABC123.pdf", false },
-	{ ".goutputstream-ABC.pdf", true },  { ".goutput.pdf", false },
-	{ "._invoice.pdf", true },           { "_invoice.pdf", false },
-	{ ".~invoice.pdf", true },           { "~invoice.pdf", false },
-	{ ".#invoice.pdf", true },           { "#invoice.pdf", false },
-	{ "invoice.pdf.part", true },        { "part.pdf", false },
-	{ "invoice.pdf.partial", true },     { "partial.pdf", false },
-	{ "invoice.pdf.partial~", true },    { "partial~.pdf", false },
-	{ "invoice.pdf.crdownload", true },  { "crdownload.pdf", false },
+static const struct {
+	const char *name;
+	bool is_scratch;
+} scratch_cases[] = {
+	{ ".invoice", true },
+	{ ".invoice.pdf", false },
+	{ ".bashrc.conf", true },
+	{ ".a.TIF", false },
+	{ ".pdf", true },
+	{ "a.pdf", false },
+	{ ".x.pdf.QvTzAb", true },
+	{ "x.pdf.QvTzAb", false }, /* rsync's, and one that only looks like it */
+	{ ".invoice.pdf.a1B2c3", true },
+	{ ".invoice.a1B2c3.pdf", false },
+	{ ".goutputstream-ABC123", true },
+	{ "goutputstream-ABC123.pdf", false },
+	{ ".goutputstream-ABC.pdf", true },
+	{ ".goutput.pdf", false },
+	{ "._invoice.pdf", true },
+	{ "_invoice.pdf", false },
+	{ ".~invoice.pdf", true },
+	{ "~invoice.pdf", false },
+	{ ".#invoice.pdf", true },
+	{ "#invoice.pdf", false },
+	{ "invoice.pdf.part", true },
+	{ "part.pdf", false },
+	{ "invoice.pdf.partial", true },
+	{ "partial.pdf", false },
+	{ "invoice.pdf.partial~", true },
+	{ "partial~.pdf", false },
+	{ "invoice.pdf.crdownload", true },
+	{ "crdownload.pdf", false },
 	{ "invoice.pdf.CRDOWNLOAD", true },
-	{ "invoice.pdf.download", true },    { "download.pdf", false },
-	{ "invoice.pdf.filepart", true },    { "filepart.pdf", false },
-	{ "invoice.tmp", true },             { "tmp.pdf", false },
-	{ "lu12345abc.tmp", true },          { "lu12345abc.pdf", false },
+	{ "invoice.pdf.download", true },
+	{ "download.pdf", false },
+	{ "invoice.pdf.filepart", true },
+	{ "filepart.pdf", false },
+	{ "invoice.tmp", true },
+	{ "tmp.pdf", false },
+	{ "lu12345abc.tmp", true },
+	{ "lu12345abc.pdf", false },
 	{ "~WRD0001.tmp", true },
-	{ "invoice.pdf~", true },            { "a~b.pdf", false },
-	{ "~$voice.docx", true },            { "$voice.docx", false },
-	{ ".~lock.invoice.docx#", true },    { "lock.invoice.docx", false },
+	{ "invoice.pdf~", true },
+	{ "a~b.pdf", false },
+	{ "~$voice.docx", true },
+	{ "$voice.docx", false },
+	{ ".~lock.invoice.docx#", true },
+	{ "lock.invoice.docx", false },
 	{ "#invoice.pdf#", true },
-	{ ".invoice.pdf.swp", true },        { "invoice.swap.pdf", false },
+	{ ".invoice.pdf.swp", true },
+	{ "invoice.swap.pdf", false },
 	{ "invoice.pdf.swo", true },
-	{ "4913", true },                    { "4913.pdf", false },
-	{ "sedAbC123", true },               { "sedan.pdf", false },
-	{ "sedAbC.pdf", false },             { "sedAbC1234", false },
-	{ "tmpabc_1", true },                { "tmpabc.pdf", false },
-	{ "Thumbs.db", true },               { "Thumbs.pdf", false },
-	{ "thumbs.db", true },               { "desktop.ini", true },
-	{ "desktop.pdf", false },            { "autorun.inf", true },
-	{ "AUTORUN.INF", true },             { "autorun.pdf", false },
-	{ "__MACOSX", true },                { "__MACOSX.pdf", false },
-	{ "@eaDir", true },                  { "@eaDir.pdf", false },
-	{ ".DS_Store", true },               { "DS_Store.pdf", false },
-	{ ".AppleDouble", true },            { ".Spotlight-V100", true },
-	{ ".Trashes", true },                { ".fseventsd", true },
-	{ ".localized", true },              { ".TemporaryItems", true },
-	{ ".Trash-1000", true },             { ".directory", true },
-	{ ".hidden", true },                 { ".stfolder", true },
-	{ ".stversions", true },             { ".fuse_hidden0000000100000001", true },
-	{ ".nfs00000000012345", true },      { ".syncthing.invoice.pdf.tmp", true },
+	{ "4913", true },
+	{ "4913.pdf", false },
+	{ "sedAbC123", true },
+	{ "sedan.pdf", false },
+	{ "sedAbC.pdf", false },
+	{ "sedAbC1234", false },
+	{ "tmpabc_1", true },
+	{ "tmpabc.pdf", false },
+	{ "Thumbs.db", true },
+	{ "Thumbs.pdf", false },
+	{ "thumbs.db", true },
+	{ "desktop.ini", true },
+	{ "desktop.pdf", false },
+	{ "autorun.inf", true },
+	{ "AUTORUN.INF", true },
+	{ "autorun.pdf", false },
+	{ "__MACOSX", true },
+	{ "__MACOSX.pdf", false },
+	{ "@eaDir", true },
+	{ "@eaDir.pdf", false },
+	{ ".DS_Store", true },
+	{ "DS_Store.pdf", false },
+	{ ".AppleDouble", true },
+	{ ".Spotlight-V100", true },
+	{ ".Trashes", true },
+	{ ".fseventsd", true },
+	{ ".localized", true },
+	{ ".TemporaryItems", true },
+	{ ".Trash-1000", true },
+	{ ".directory", true },
+	{ ".hidden", true },
+	{ ".stfolder", true },
+	{ ".stversions", true },
+	{ ".fuse_hidden0000000100000001", true },
+	{ ".nfs00000000012345", true },
+	{ ".syncthing.invoice.pdf.tmp", true },
 	{ ".com.google.Chrome.a1B2c3", true },
 	{ "notes.xyz", false }, /* refused for its format, which is another answer than scratch */
 	{ "README", false },
@@ -282,18 +336,32 @@ static void ignore_adds_patterns_and_only_those(void **state)
 
 static void a_suffix_is_accepted_as_the_service_and_the_user_say(void **state)
 {
-	static const struct { const char *formats, *session_formats, *name; bool is_accepted; } cases[] = {
-		{ NULL, NULL, "a.pdf", true },        { NULL, NULL, "a.PDF", true },
-		{ NULL, NULL, "a.tif", true },        { NULL, NULL, "a.TIFF", true },
-		{ NULL, NULL, "a.xlsx", false },      { NULL, NULL, "a", false },
-		{ NULL, NULL, "a.", false },          { NULL, NULL, ".pdf", false },
-		{ NULL, NULL, "pdf", false },         { NULL, NULL, "a.pdf.zip", false },
-		{ "+xlsx,-doc", NULL, "a.xlsx", true }, { "+xlsx,-doc", NULL, "a.doc", false },
-		{ "+xlsx,-doc", NULL, "a.docx", true }, { "-tiff", NULL, "a.tif", false },
-		{ "pdf,png", NULL, "a.png", true },   { "pdf,png", NULL, "a.docx", false },
-		{ "any", NULL, "a.xyz", true },       { "any", NULL, "README", true },
-		{ NULL, "xml", "a.xml", true },       { NULL, "xml", "a.pdf", false },
-		{ "+csv", "xml", "a.csv", true },     { "pdf", "xml", "a.xml", false },
+	static const struct {
+		const char *formats, *session_formats, *name;
+		bool is_accepted;
+	} cases[] = {
+		{ NULL, NULL, "a.pdf", true },
+		{ NULL, NULL, "a.PDF", true },
+		{ NULL, NULL, "a.tif", true },
+		{ NULL, NULL, "a.TIFF", true },
+		{ NULL, NULL, "a.xlsx", false },
+		{ NULL, NULL, "a", false },
+		{ NULL, NULL, "a.", false },
+		{ NULL, NULL, ".pdf", false },
+		{ NULL, NULL, "pdf", false },
+		{ NULL, NULL, "a.pdf.zip", false },
+		{ "+xlsx,-doc", NULL, "a.xlsx", true },
+		{ "+xlsx,-doc", NULL, "a.doc", false },
+		{ "+xlsx,-doc", NULL, "a.docx", true },
+		{ "-tiff", NULL, "a.tif", false },
+		{ "pdf,png", NULL, "a.png", true },
+		{ "pdf,png", NULL, "a.docx", false },
+		{ "any", NULL, "a.xyz", true },
+		{ "any", NULL, "README", true },
+		{ NULL, "xml", "a.xml", true },
+		{ NULL, "xml", "a.pdf", false },
+		{ "+csv", "xml", "a.csv", true },
+		{ "pdf", "xml", "a.xml", false },
 	};
 
 	for (size_t i = 0; i < COUNT(cases); i++) {

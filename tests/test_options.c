@@ -34,8 +34,9 @@ static int remove_one(const char *name, const struct stat *st, int kind, struct 
 
 static int begin(void **state)
 {
-	static const char *const names[] = { "STATE_DIRECTORY", "CACHE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY",
-					     "SESSIONFS_TOKEN", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR" };
+	static const char *const names[] = { "STATE_DIRECTORY",       "CACHE_DIRECTORY", "RUNTIME_DIRECTORY",
+					     "CREDENTIALS_DIRECTORY", "SESSIONFS_TOKEN", "XDG_STATE_HOME",
+					     "XDG_CACHE_HOME",        "XDG_RUNTIME_DIR" };
 
 	(void)snprintf(dir, sizeof(dir), "/tmp/test_options.XXXXXX");
 	if (!mkdtemp(dir))
@@ -137,12 +138,14 @@ static void without_options_the_documented_defaults_hold(void **state)
 
 static void each_option_is_taken(void **state)
 {
-	struct options o = read_good(
-		"raydocs",
-		"url=http://127.0.0.1:8080/,session=a,session=b,queue=7,template=Bills\\, 2024,discover=no,ttl=250ms,stale=2h,"
-		"upload=background,close_timeout=5m,settle=10,ignore=*.bak,formats=+xlsx\\,-doc,remove=yes,views=listed,start=wait,"
-		"rate=90/min,cache_size=500M,cafile=/c.pem,proxy=http://p:1,log=debug,uid=12,gid=34,umask=027,allow_other,ro,noxattr,"
-		"username=me,token_file=/t,state_dir=/s,cache_dir=/c,naming=workspace");
+	struct options o =
+		read_good("raydocs", "url=http://127.0.0.1:8080/,session=a,session=b,queue=7,template=Bills\\, "
+				     "2024,discover=no,ttl=250ms,stale=2h,"
+				     "upload=background,close_timeout=5m,settle=10,ignore=*.bak,formats=+xlsx\\,-doc,"
+				     "remove=yes,views=listed,start=wait,"
+				     "rate=90/min,cache_size=500M,cafile=/c.pem,proxy=http://"
+				     "p:1,log=debug,uid=12,gid=34,umask=027,allow_other,ro,noxattr,"
+				     "username=me,token_file=/t,state_dir=/s,cache_dir=/c,naming=workspace");
 
 	assert_string_equal(o.url, "http://127.0.0.1:8080");
 	assert_int_equal(o.sessions.count, 2);
@@ -212,7 +215,9 @@ static void the_last_of_a_single_option_prevails_and_repeatable_ones_add_up(void
 
 static void a_wrong_value_is_refused_in_a_sentence_that_shows_it(void **state)
 {
-	static const struct { const char *text, *sentence; } cases[] = {
+	static const struct {
+		const char *text, *sentence;
+	} cases[] = {
 		{ "ttl=x", "'ttl=x' is not a duration such as 30s" },
 		{ "ttl=-1s", "'ttl=-1s' is not a duration" },
 		{ "ttl=1.5s", "is not a duration" },
@@ -278,9 +283,10 @@ static void loopback_may_go_without_tls(void **state)
 
 static void words_of_mount_and_fuse_are_swallowed_or_passed_on(void **state)
 {
-	struct options o = read_good("raydocs",
-				     "rw,noauto,_netdev,user,nofail,x-systemd.automount,x-y=z,comment=a\\,b,defaults,nodev,nosuid,"
-				     "fsname=a\\,b,auto_unmount,max_read=131072");
+	struct options o =
+		read_good("raydocs",
+			  "rw,noauto,_netdev,user,nofail,x-systemd.automount,x-y=z,comment=a\\,b,defaults,nodev,nosuid,"
+			  "fsname=a\\,b,auto_unmount,max_read=131072");
 
 	assert_int_equal(o.fuse_args.count, 5);
 	assert_string_equal(o.fuse_args.items[0], "-onodev");
@@ -296,7 +302,8 @@ static void the_switches_are_understood_in_any_place(void **state)
 {
 	struct options o = { 0 };
 	struct buf why = BUF(2000);
-	char *argv[] = { (char *)"-f", (char *)"-ottl=1s", (char *)"raydocs", (char *)"-o", (char *)"ro", path, (char *)"-d" };
+	char *argv[] = { (char *)"-f", (char *)"-ottl=1s", (char *)"raydocs", (char *)"-o", (char *)"ro",
+			 path,         (char *)"-d" };
 
 	(void)in_dir("mnt");
 	assert_int_equal(options_read(7, argv, true, &why, &o), 0);
@@ -313,7 +320,8 @@ static void the_switches_are_understood_in_any_place(void **state)
 	assert_int_equal(options_read(0, NULL, true, &why, &o), -EINVAL);
 	assert_non_null(strstr(buf_text(&why), "SOURCE and MOUNTPOINT are missing"));
 	buf_clear(&why);
-	assert_int_equal(options_read(3, (char *[]){ (char *)"raydocs", (char *)"/tmp", (char *)"x" }, true, &why, &o), -EINVAL);
+	assert_int_equal(options_read(3, (char *[]){ (char *)"raydocs", (char *)"/tmp", (char *)"x" }, true, &why, &o),
+			 -EINVAL);
 	assert_non_null(strstr(buf_text(&why), "one word too many"));
 	buf_clear(&why);
 	assert_int_equal(options_read(2, (char *[]){ (char *)"raydocs", (char *)"-o" }, false, &why, &o), -EINVAL);
@@ -660,9 +668,13 @@ static void the_help_names_every_option_and_each_is_known(void **state)
 
 static void a_duration_has_a_unit_or_is_in_seconds(void **state)
 {
-	static const struct { const char *text; int64_t ms; } cases[] = {
-		{ "250ms", 250 }, { "30s", 30000 }, { "30", 30000 }, { "5m", 300000 }, { "1h", 3600000 },
-		{ "2d", 172800000 }, { "0", 0 }, { "", -1 }, { "s", -1 }, { "-1", -1 }, { "1w", -1 }, { " 1", -1 }, { "1 s", -1 },
+	static const struct {
+		const char *text;
+		int64_t ms;
+	} cases[] = {
+		{ "250ms", 250 },    { "30s", 30000 }, { "30", 30000 }, { "5m", 300000 }, { "1h", 3600000 },
+		{ "2d", 172800000 }, { "0", 0 },       { "", -1 },      { "s", -1 },      { "-1", -1 },
+		{ "1w", -1 },        { " 1", -1 },     { "1 s", -1 },
 	};
 
 	for (size_t i = 0; i < COUNT(cases); i++) {

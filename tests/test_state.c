@@ -1,4 +1,5 @@
-/* fs/state.c: what was saved is there after a restart, numbers never come twice, and the lock knows who has the folder. */
+/* fs/state.c: what was saved is there after a restart, numbers never come twice, and the lock knows who has the folder.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -176,11 +177,23 @@ static void a_session_is_remembered_whole_and_seen_by_its_account_alone(void **s
 	struct known_session *list = NULL;
 	int count = -1;
 	struct known_session k = {
-		.id = "8c1f", .ino = 5001, .name = "Q1", .server_name = "Q/1", .template_id = "t", .workspace_id = NULL,
-		.status = "open", .formats = "pdf", .created_ms = 17, .updated_ms = -1, .origin = ORIGIN_CREATED,
-		.is_forgotten = false, .account_saw_it = true,
+		.id = "8c1f",
+		.ino = 5001,
+		.name = "Q1",
+		.server_name = "Q/1",
+		.template_id = "t",
+		.workspace_id = NULL,
+		.status = "open",
+		.formats = "pdf",
+		.created_ms = 17,
+		.updated_ms = -1,
+		.origin = ORIGIN_CREATED,
+		.is_forgotten = false,
+		.account_saw_it = true,
 	};
-	struct known_session other = { .id = "9d", .ino = 5000, .name = "Q2", .origin = ORIGIN_ADDED, .is_forgotten = true };
+	struct known_session other = {
+		.id = "9d", .ino = 5000, .name = "Q2", .origin = ORIGIN_ADDED, .is_forgotten = true
+	};
 
 	assert_int_equal(state_load_sessions(s, "A", &list, &count), 0);
 	assert_int_equal(count, 0);
@@ -253,8 +266,9 @@ static void an_old_name_leads_to_the_session_that_had_it_last(void **state)
 /* "5:a.pdf:d1 7:b.pdf:- " */
 static void write_down(void *arg, const struct known_entry *e)
 {
-	buf_addf(arg, "%llu:%s:%s:%lld:%lld:%d%d ", (unsigned long long)e->ino, e->name, e->document_id ? e->document_id : "-",
-		 (long long)e->mtime_ns, (long long)e->attached_wall_ms, e->was_there_before, e->is_gone);
+	buf_addf(arg, "%llu:%s:%s:%lld:%lld:%d%d ", (unsigned long long)e->ino, e->name,
+		 e->document_id ? e->document_id : "-", (long long)e->mtime_ns, (long long)e->attached_wall_ms,
+		 e->was_there_before, e->is_gone);
 }
 
 static void assert_entries(struct state *s, const char *session_id, const char *expected)
@@ -273,7 +287,9 @@ static void entries_are_kept_by_number_and_a_name_has_one_owner(void **state)
 		{ .ino = 7, .name = "b.pdf", .mtime_ns = 12345678901234567, .attached_wall_ms = 9 },
 		{ .ino = 5, .name = "a.pdf", .document_id = "d1", .mtime_ns = -1, .was_there_before = true },
 	};
-	const struct known_entry taken = { .ino = 9, .name = "a.pdf", .document_id = "d2", .mtime_ns = -1, .is_gone = true };
+	const struct known_entry taken = {
+		.ino = 9, .name = "a.pdf", .document_id = "d2", .mtime_ns = -1, .is_gone = true
+	};
 	const struct known_entry renamed = { .ino = 7, .name = "c.pdf", .document_id = "d7", .mtime_ns = 1 };
 
 	assert_int_equal(state_save_entries(s, "S", first, 2), 0);
@@ -283,7 +299,8 @@ static void entries_are_kept_by_number_and_a_name_has_one_owner(void **state)
 	assert_entries(s, "S", "5:a.pdf:d1:-1:0:10 7:b.pdf:-:12345678901234567:9:00 ");
 	assert_entries(s, "T", "6:a.pdf:-:0:0:00 ");
 	assert_entries(s, "U", "");
-	assert_int_equal(state_save_entries(s, "S", &taken, 1), 0); /* takes the name from 5, and from no other session */
+	assert_int_equal(state_save_entries(s, "S", &taken, 1),
+			 0); /* takes the name from 5, and from no other session */
 	assert_int_equal(state_save_entries(s, "S", &renamed, 1), 0);
 	s = reopen(s);
 	assert_entries(s, "S", "7:c.pdf:d7:1:0:00 9:a.pdf:d2:-1:0:01 ");

@@ -12,6 +12,7 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +74,8 @@ struct http {
 	CURLSH *share; /* names and TLS sessions; its locks follow */
 	pthread_mutex_t share_locks[CURL_LOCK_DATA_LAST];
 
+	atomic_bool is_away[2]; /* by enum http_target: it was, when last asked, and the log says so */
+
 	pthread_mutex_t pool_lock; /* guards what follows */
 	struct handle *idle;       /* last used first */
 
@@ -82,6 +85,7 @@ struct http {
 	uint64_t token_number;  /* +1 for each different token */
 	uint64_t token_refused; /* the number of one that was read anew and had not changed */
 	int64_t token_refused_ms;
+	uint64_t token_mourned; /* the number of one whose refusal is in the log */
 	bool token_is_being_read;
 };
 
@@ -307,6 +311,8 @@ static int take_token(struct http *h, struct call *call, uint64_t refused, struc
 	while (!h->token || h->token_number == refused) {
 		if (is_cancelled(call))
 			return -ECANCELED;
+		if (call->deadline_ms && clock_now_ms() >= call->deadline_ms)
+			return -ETIMEDOUT;
 		if (h->token_is_being_read) {
 			wait_for_token(h);
 			continue;
@@ -608,7 +614,9 @@ static bool set_options(struct exchange *x, const struct secret *token)
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	if (h->cafile)
 		SET(CURLOPT_CAINFO, h->cafile);
-	if (h->proxy)
+	if (strncmp(x->origin, "http:", 5) == 0)
+		SET(CURLOPT_PROXY, ""); /* meant for this machine: a proxy would carry it away in the clear */
+	else if (h->proxy)
 		SET(CURLOPT_PROXY, h->proxy);
 	SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
 	SET(CURLOPT_USERAGENT, "sessionfs/" SESSIONFS_VERSION);
@@ -937,6 +945,16 @@ static void fill_fault(struct exchange *x)
 		snprintf(f->ability, sizeof(f->ability), "%s", x->q->ability);
 }
 
+/* A refused token goes on being refused; one line for each will do. */
+static bool token_is_mourned(struct http *h)
+{
+	SCOPED_LOCK(&h->token_lock);
+	bool was = h->token_mourned == h->token_number;
+
+	h->token_mourned = h->token_number;
+	return was;
+}
+
 /* Whoever knows the reason says it, once. "No such thing" and "not now" are answers and not worth a line; that the
  * service is away is, but not again for each poll. */
 static void log_fault(const struct exchange *x, int error)
@@ -948,7 +966,11 @@ static void log_fault(const struct exchange *x, int error)
 
 	if (f->kind == FAULT_CANCELED || f->kind == FAULT_GONE || f->kind == FAULT_BUDGET || x->q->accepts_any)
 		return;
-	if (f->kind == FAULT_AWAY && x->call->urgency == URGENCY_BACKGROUND)
+	/* Away is said once, and then again when it is over. */
+	if (f->kind == FAULT_AWAY && (f->http_status == 0 || x->attempt.is_get) &&
+	    atomic_exchange(&x->http->is_away[x->q->target], true))
+		return;
+	if (f->kind == FAULT_ACCOUNT && token_is_mourned(x->http))
 		return;
 	if (f->kind == FAULT_ACCOUNT)
 		log_error("%s: %s %s: the service refuses the token%s%s", subject, method, about,
@@ -1010,6 +1032,8 @@ static int need_token(struct exchange *x, uint64_t refused, struct secret **ret,
 		return 0;
 	if (r == -ECANCELED)
 		return not_sent(x, FAULT_CANCELED, r, "");
+	if (r == -ETIMEDOUT)
+		return not_sent(x, FAULT_AWAY, r, "the token was not read in time");
 	if (x->call->fault.kind != before.kind) /* reading it sent a request, which says what is wrong */
 		return r;
 	if (!refused)
@@ -1145,12 +1169,18 @@ int http_do(struct http *h, struct call *call, const struct http_request *q, str
 		buf_clear(&x.answer); /* more than we take: nothing of it is of use */
 	ret->body_bytes = x.answer.len;
 	ret->body = buf_take(&x.answer);
-	if (x.verdict.next == HTTP_DONE && ret->body)
+	if (x.verdict.next == HTTP_DONE && ret->body) {
+		if (atomic_exchange(&h->is_away[q->target], false))
+			log_info("%s: %s answers again", h->subject,
+				 q->target == HTTP_API ? "the service" : "the storage");
 		return 0;
+	}
 	r = ret->body ? x.verdict.error : -ENOMEM;
 	if (ret->body_bytes > 0 && ret->body) /* taken, but wanted once more for its words */
 		x.answer = (struct buf){ .data = ret->body, .len = ret->body_bytes };
 	fill_fault(&x);
+	if (call->fault.http_status > 0 && call->fault.kind != FAULT_AWAY)
+		atomic_store(&h->is_away[q->target], false); /* a refusal is an answer */
 	x.answer = (struct buf){ 0 };
 	log_fault(&x, r);
 	return r;

@@ -417,8 +417,6 @@ void limit_answered(struct limit *l, uint64_t place, const struct limit_answer *
 		pause_everybody(l, answer->retry_after_ms, now);
 	else if (answer->status > 0 && now >= l->shared.paused_until_ms)
 		l->shared.strikes = 0;
-	if (answer->status == 503 && answer->retry_after_ms > 0)
-		l->shared.paused_until_ms = now + clamp(answer->retry_after_ms, 0, PAUSE_MS_MAX);
 	if (answer->limit > 0)
 		l->learned_limit = answer->limit;
 	if (answer->limit > 0 && answer->remaining >= 0 && answer->status != 429) {

@@ -25,6 +25,7 @@ enum {
 	PATH_BYTES_MAX = 2048,
 	BODY_BYTES_MAX = 64 * 1024,
 	TICKET_BYTES_MAX = 32 * 1024,
+	RECORD_BYTES_MAX = 4 * 1024 * 1024,
 	SOURCE_URL_BYTES = 1024,
 	PAGES_MAX = 20000, /* whatever last_page claims */
 	UUID_BYTES = 36,
@@ -297,6 +298,34 @@ static int one_document(struct raydocs *s, const cJSON *item, int64_t asked_ms, 
 	struct listing_builder *given = builder;
 	builder = NULL;
 	return listing_builder_finish(given, asked_ms, clock_wall_ms(), ret);
+}
+
+static int listing_find_hash(const struct listing *l, const char *sha256)
+{
+	for (int i = 0; i < listing_count(l); i++) {
+		struct document doc;
+
+		listing_get(l, i, &doc);
+		if (doc.sha256 && strcasecmp(doc.sha256, sha256) == 0)
+			return i;
+	}
+	return -1;
+}
+
+/* A listing of its own for one document of another, with its record. */
+static int pick_document(struct raydocs *s, struct listing *l, int i, struct listing **ret)
+{
+	CLEANUP(listing_builder_release) struct listing_builder *builder = listing_builder_new(s->scratch_dir);
+	CLEANUP(buf_release) struct buf json = BUF(RECORD_BYTES_MAX);
+	struct document doc;
+
+	listing_get(l, i, &doc);
+	const char *record = listing_read_json(l, i, &json) == 0 ? buf_text(&json) : NULL;
+	if (!builder || listing_builder_add(builder, &doc, record) < 0)
+		return -ENOMEM;
+	struct listing_builder *given = builder;
+	builder = NULL;
+	return listing_builder_finish(given, listing_asked_ms(l), listing_as_of_wall_ms(l), ret);
 }
 
 /* ---- requests ----------------------------------------------------------------------------------------------- */
@@ -1824,7 +1853,7 @@ static bool names_field(const cJSON *errors, const char *name)
 	return false;
 }
 
-/* A refusal (400, 422) of a request for several: who is to blame? */
+/* A refusal (400, 422, 409, 413) of a request for several: who is to blame? */
 static void settle_refused(struct member **group, int count, const struct fault *fault, const struct http_reply *reply,
 			   const char *field, int error)
 {
@@ -1833,7 +1862,8 @@ static void settle_refused(struct member **group, int count, const struct fault 
 	struct fault key_fault = *fault;
 	bool is_named = false;
 
-	if (reply->body_bytes > 0 && json_parse(reply->body, reply->body_bytes, &body) == 0)
+	if (fault->kind == FAULT_INVALID && reply->body_bytes > 0 &&
+	    json_parse(reply->body, reply->body_bytes, &body) == 0)
 		errors = cJSON_GetObjectItemCaseSensitive(body, "errors");
 	key_fault.kind = FAULT_KEY;
 	for (int i = 0; i < count; i++)
@@ -1853,6 +1883,36 @@ static void settle_all(struct member **group, int count, const struct fault *fau
 {
 	for (int i = 0; i < count; i++)
 		settle(group[i], error, fault);
+}
+
+static bool is_about_one(const struct fault *fault)
+{
+	return fault->kind == FAULT_INVALID || fault->kind == FAULT_CONFLICT || fault->kind == FAULT_TOO_LARGE;
+}
+
+/* Nobody says whether a refused request had its effect on the keys it did not blame: one look at the session tells,
+ * before they are sent again and turn out to be used up. */
+static void settle_taken(struct raydocs *s, struct call *call, struct member **group, int count)
+{
+	CLEANUP(listing_release) struct listing *found = NULL;
+	struct walk w = { .s = s, .call = call, .session_id = group[0]->u->session_id };
+	bool is_sound;
+
+	if (count == 1)
+		return;
+	int r = walk_soundly(&w, &found, &is_sound);
+	walk_release(&w);
+	forget_fault(call);
+	if (r < 0)
+		return; /* they are tried again all the same */
+	for (int i = 0; i < count; i++) {
+		int at = group[i]->u->error == -EAGAIN ? listing_find_hash(found, group[i]->u->sha256) : -1;
+
+		if (at >= 0 && pick_document(s, found, at, &group[i]->u->document) == 0) {
+			group[i]->u->step = UPLOAD_ATTACHED;
+			settle(group[i], 0, NULL);
+		}
+	}
 }
 
 /* One request for a group, to {session}/documents/{route} with {field: [texts]}. */
@@ -1884,10 +1944,12 @@ static void attach_keys(struct raydocs *s, struct call *call, struct member **gr
 		keys[i] = group[i]->t.key;
 	int r = post_group(s, call, group[0]->u->session_id, "/documents/upload", "keys", keys, count, &reply);
 	struct fault fault = call->fault;
-	if (r < 0 && fault.kind == FAULT_INVALID)
+	if (r < 0 && is_about_one(&fault)) {
 		settle_refused(group, count, &fault, &reply, "keys", r);
-	else if (r < 0)
+		settle_taken(s, call, group, count);
+	} else if (r < 0) {
 		settle_all(group, count, &fault, r);
+	}
 	if (r < 0)
 		return;
 	if (reply.body_bytes > 0)
@@ -1918,11 +1980,11 @@ static void attach_ids(struct raydocs *s, struct call *call, struct member **gro
 		ids[i] = group[i]->t.document_id;
 	int r = post_group(s, call, group[0]->u->session_id, "/documents/attach", "document_ids", ids, count, &reply);
 	struct fault fault = call->fault;
-	if (r < 0 && (fault.kind == FAULT_INVALID || (fault.kind == FAULT_GONE && count > 1))) {
+	if (r < 0 && (is_about_one(&fault) || (fault.kind == FAULT_GONE && count > 1))) {
 		/* A document that went meanwhile is made again from the bytes; the key is used up. */
 		settle_refused(group, count, &fault, &reply, "document_ids", r);
 		for (int i = 0; i < count; i++) {
-			if (group[i]->u->error != -EAGAIN)
+			if (group[i]->u->error != -EAGAIN && group[i]->u->fault.kind == FAULT_INVALID)
 				group[i]->u->fault.kind = FAULT_KEY;
 		}
 	} else if (r < 0) {
@@ -2143,21 +2205,9 @@ static int find_in_session(struct raydocs *s, struct call *call, struct upload *
 	walk_release(&w);
 	if (r < 0)
 		return r;
-	for (int i = 0; i < listing_count(found); i++) {
-		CLEANUP(listing_builder_release) struct listing_builder *builder = NULL;
-		CLEANUP(buf_release) struct buf json = BUF(1024 * 1024);
-		struct document doc;
-
-		listing_get(found, i, &doc);
-		if (!doc.sha256 || strcasecmp(doc.sha256, u->sha256) != 0)
-			continue;
-		builder = listing_builder_new(s->scratch_dir);
-		const char *record = listing_read_json(found, i, &json) == 0 ? buf_text(&json) : NULL;
-		if (!builder || listing_builder_add(builder, &doc, record) < 0)
-			return no_memory(call);
-		struct listing_builder *given = builder;
-		builder = NULL;
-		r = listing_builder_finish(given, asked_ms, clock_wall_ms(), &u->document);
+	int at = listing_find_hash(found, u->sha256);
+	if (at >= 0) {
+		r = pick_document(s, found, at, &u->document);
 		if (r == 0)
 			u->step = UPLOAD_ATTACHED;
 		return r;
@@ -2284,6 +2334,8 @@ static const struct backend_caps caps = {
 	.detaches = true,
 	.knows_sizes = true,
 	.knows_hashes = true,
+	.document_bytes_max =
+		INT64_C(5) << 30, /* what one PUT to such a storage may hold; the service names no limit */
 	.reuses_bytes = true,
 	.attach_batch_max = BATCH_MAX,
 	.key_lifetime_ms = INT64_C(24) * 3600 * 1000, /* of the key; a link that grew old is renewed on the way */

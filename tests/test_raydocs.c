@@ -749,6 +749,35 @@ static void a_refused_key_blames_its_own_upload_alone(void **state)
 		file_end(&files[i]);
 }
 
+static void what_a_refused_batch_took_all_the_same_is_seen(void **state)
+{
+	struct place *p = *state;
+	struct file files[3];
+	struct upload *us[3];
+
+	set(p, "upload.partial", "on");
+	set(p, "dedup", "off"); /* a second attempt would make a second document */
+	for (int i = 0; i < 3; i++) {
+		char text[20];
+
+		snprintf(text, sizeof(text), "file %d", i);
+		file_make(p, &files[i], "invoice.pdf", text);
+		file_store(p, &files[i]);
+		us[i] = &files[i].u;
+	}
+	free(us[1]->ticket);
+	us[1]->ticket = strdup("{\"key\":\"tmp/never\"}");
+	assert_int_equal(backend_upload_attach(p->b, call_of(p), us, 3), 0);
+	assert_int_equal(us[0]->error, 0);
+	assert_int_equal(us[0]->step, UPLOAD_ATTACHED);
+	assert_int_equal(us[1]->fault.kind, FAULT_KEY);
+	assert_int_equal(us[2]->error, 0);
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	assert_int_equal(listing_count(l), 2);
+	for (int i = 0; i < 3; i++)
+		file_end(&files[i]);
+}
+
 static void a_refused_batch_that_names_nobody_is_to_be_split(void **state)
 {
 	struct place *p = *state;
@@ -1013,6 +1042,7 @@ int main(void)
 		TEST(storage_that_refuses_a_link_wants_another_key),
 		TEST(a_batch_is_matched_by_hash_whatever_its_order),
 		TEST(a_refused_key_blames_its_own_upload_alone),
+		TEST(what_a_refused_batch_took_all_the_same_is_seen),
 		TEST(a_refused_batch_that_names_nobody_is_to_be_split),
 		TEST(a_lost_last_answer_may_have_had_its_effect_and_is_found),
 		TEST(what_is_not_there_is_not_found),

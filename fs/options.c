@@ -776,7 +776,7 @@ int options_state_base(struct buf *ret)
 	return place("STATE_DIRECTORY", "XDG_STATE_HOME", "/var/lib/sessionfs", ".local/state", ret);
 }
 
-/* "raydocs-1f0c9a22b3": one folder for a section and the address behind it. */
+/* "acme-1f0c9a22b3": one folder for a section and the address behind it. */
 static void add_folder_name(const struct options *o, const char *first, struct buf *ret)
 {
 	CLEANUP(buf_release) struct buf about = BUF(TEXT_BYTES_MAX);

@@ -21,7 +21,7 @@ struct text_list {
 
 struct options {
 	char *source;     /* as typed: a service or a section of the configuration */
-	char *service;    /* "raydocs" */
+	char *service;    /* a name in backend_services() */
 	char *mountpoint; /* absolute; NULL for commands without one */
 	char *url;        /* NULL: the service's own */
 	char *token_file, *token_command;

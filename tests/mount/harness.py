@@ -606,7 +606,8 @@ class LineResult(unittest.TestResult):
         self.line("ok", test)
 
     def fault(self, test, error):
-        text = "".join(traceback.format_exception(*error))
+        frames = [f for f in traceback.extract_tb(error[2]) if "unittest" not in f.filename]
+        text = "".join(traceback.format_list(frames)) + "".join(traceback.format_exception_only(*error[:2]))
         self.line("FAIL", test, "\n" + "\n".join("     " + line for line in text.rstrip().split("\n")))
 
     def addFailure(self, test, error):

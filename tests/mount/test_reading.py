@@ -14,7 +14,7 @@ from harness import (TOKEN, MountCase, SharedMount, attribute, check_log, main, 
 
 
 class OneFolder(SharedMount):
-    options = {"ttl": "0s"}
+    options = {"ttl": "1s"}
 
     def add(self, filename, data=None, **fields):
         data = data if data is not None else paper_bytes()
@@ -26,9 +26,8 @@ class OneFolder(SharedMount):
         path = os.path.join(self.dir, "bill.pdf")
         wait_for(lambda: os.path.exists(path), 10, "it is listed")
         info = os.stat(path)
-        self.assertEqual((len(data), 1_600_000_000, 0o444, 1),
-                         (info.st_size, int(info.st_mtime), stat.S_IMODE(info.st_mode) & 0o444, info.st_nlink))
-        self.assertEqual(0, info.st_mode & 0o222)
+        self.assertEqual((len(data), 1_600_000_000, 0o400, 1),
+                         (info.st_size, int(info.st_mtime), stat.S_IMODE(info.st_mode), info.st_nlink))
         self.assertEqual((len(data) + 511) // 512, info.st_blocks)
         self.assertEqual(data, read(path))
         with open(path, "rb") as f:
@@ -288,6 +287,15 @@ class Requests(MountCase):
         mount.start().names_seen(1)
         self.assertEqual(first, read(path))
         self.assertEqual([], [r for r in sandbox.requests(before) if r["origin"] == "storage"])
+
+    def test_a_ttl_of_0_asks_once_for_each_listing(self):
+        sandbox, mount, session, inside = self.setting(3, ttl="0s")
+        wait_for(lambda: len(os.listdir(inside)) == 3, 20, "three")
+        time.sleep(0.5)
+        before = sandbox.last_request()
+        for _ in range(5):
+            self.assertEqual(3, len(os.listdir(inside)))
+        self.assertLessEqual(len(sandbox.requests(before)), 10)
 
     def test_ten_listings_at_once_ask_once(self):
         sandbox, mount, session, inside = self.setting(30, ttl="10m")

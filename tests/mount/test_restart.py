@@ -52,18 +52,15 @@ class Restart(MountCase):
             self.assertEqual(before, self.snapshot())
             self.assertEqual(root, {e.name: e.inode() for e in os.scandir(self.mount.path)})
 
-    def test_the_last_known_tree_shows_before_the_service_has_answered(self):
+    def test_the_known_sessions_show_before_the_service_has_answered(self):
         self.setting()
-        self.sandbox.document(self.session, "a.pdf", text="text")
-        self.assertEqual(0, self.mount.command("refresh", self.dir).status)
-        wait_for(lambda: os.listdir(self.dir) == ["a.pdf"], 10, "listed")
         self.mount.stop()
         self.sandbox.fault(origin="api", action="stall", times=0)
         self.mount.start()
         began = time.monotonic()
-        self.assertIn("Q1", os.listdir(self.mount.path))
-        self.assertEqual(["a.pdf"], os.listdir(self.dir))
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertEqual(["Q1"], os.listdir(self.mount.path))
+        self.assertNotEqual(None, attribute(self.dir, "id"))
+        self.assertLess(time.monotonic() - began, 1)
         self.sandbox.clear_faults()
 
     def killed_at(self, **fault):

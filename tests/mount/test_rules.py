@@ -341,7 +341,7 @@ class Sessions(Rules):
 
 class Failed(Rules):
     """What a final refusal leaves behind, and the two ways out."""
-    arguments = ()
+    options = {"naming": "session"}
 
     def refuse_one(self, name="invoice.pdf"):
         self.expects(r".")
@@ -410,23 +410,38 @@ class Failed(Rules):
 
 
 class Ownership(MountCase):
-    def test_uid_gid_and_umask_are_shown_and_ro_refuses_writing(self):
+    def test_uid_gid_and_umask_are_shown_and_obeyed(self):
         folder = self.new_folder()
         sandbox = self.new_sandbox(folder)
         session = sandbox.session("Q1")
         sandbox.document(session, "a.pdf", text="text")
         mount = self.new_mount(sandbox, folder, [session], uid="1234", gid="2345", umask="027", allow_other="yes")
-        mount.start("-o", "ro").names_seen(1)
+        mount.start().names_seen(1)
         inside = os.path.join(mount.path, "Q1")
         wait_for(lambda: os.listdir(inside) == ["a.pdf"], 10, "listed")
         info, dir_info = os.stat(os.path.join(inside, "a.pdf")), os.stat(inside)
         self.assertEqual((1234, 2345, 0o440), (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)))
         self.assertEqual((1234, 2345, 0o750), (dir_info.st_uid, dir_info.st_gid, stat.S_IMODE(dir_info.st_mode)))
-        self.refused(errno.EROFS, os.open, os.path.join(inside, "b.pdf"), os.O_WRONLY | os.O_CREAT)
         done = run(["setpriv", "--reuid", "1234", "--regid", "2345", "--clear-groups", "cat", os.path.join(inside, "a.pdf")])
         self.assertEqual("text", done.out, done)
         done = run(["setpriv", "--reuid", "4321", "--regid", "4321", "--clear-groups", "cat", os.path.join(inside, "a.pdf")])
         self.assertNotEqual(0, done.status, "umask=027 lets others read")
+
+    def test_a_mount_made_with_ro_refuses_every_change(self):
+        folder = self.new_folder()
+        sandbox = self.new_sandbox(folder)
+        session = sandbox.session("Q1")
+        sandbox.document(session, "a.pdf", text="text")
+        mount = self.new_mount(sandbox, folder, [session], template="Supplier bills", remove="yes")
+        mount.start("-o", "ro").names_seen(1)
+        inside = os.path.join(mount.path, "Q1")
+        wait_for(lambda: os.listdir(inside) == ["a.pdf"], 10, "listed")
+        before = sandbox.last_request()
+        self.refused(errno.EROFS, os.open, os.path.join(inside, "b.pdf"), os.O_WRONLY | os.O_CREAT)
+        self.refused(errno.EROFS, os.unlink, os.path.join(inside, "a.pdf"))
+        self.refused(errno.EROFS, os.mkdir, os.path.join(mount.path, "New"))
+        self.assertEqual("text", read(os.path.join(inside, "a.pdf")).decode())
+        self.assertEqual([], sandbox.writes(before))
 
     def test_without_allow_other_another_user_sees_nothing(self):
         folder = self.new_folder()

@@ -118,7 +118,7 @@ class ServiceDies(Waiting):
         self.kept.append(cp)
 
         def is_moving():
-            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
                 return 5 <= float(attribute(os.path.join(self.dir, "paper.pdf"), "progress").rstrip("%")) < 95
         wait_for(is_moving, 30, "progress between 5 % and 95 %")
         self.sandbox.kill()
@@ -204,22 +204,24 @@ class ServiceDies(Waiting):
 
 
 class SlowLines(Waiting):
-    def crawl(self, size):
-        self.setting(close_timeout="3s")
+    def crawl(self, size, bytes_per_s, **options):
+        self.setting(**options)
         paper = self.paper(size=size)
-        self.sandbox.fault(origin="storage", method="PUT", action="slow_request", bytes_per_s=625_000, times=0)
-        done = run(["cp", paper, self.dir], size / 625_000 * 2 + 30)
-        print("     %d MB at 5 Mbit/s: cp ended with %d after %.1f s" % (size // 1_000_000, done.status, done.seconds))
+        self.sandbox.fault(origin="storage", method="PUT", action="slow_request", bytes_per_s=bytes_per_s, times=0)
+        done = run(["cp", paper, self.dir], size / bytes_per_s * 2 + 30)
+        print("     %d MB at %g Mbit/s: cp ended with %d after %.1f s" % (
+            size // 1_000_000, bytes_per_s * 8 / 1e6, done.status, done.seconds))
         self.assertEqual(0, done.status, done)
-        self.assertGreater(done.seconds, size / 625_000 * 0.5, "it was not slow")
+        self.assertGreater(done.seconds, size / bytes_per_s * 0.5, "it was not slow")
         self.arrives_once(paper)
 
     def test_a_transfer_that_moves_is_no_failure_however_long_it_takes(self):
-        self.crawl(5_000_000)
+        # The sockets' buffers hold some MB, which look sent while the service has yet to read them.
+        self.crawl(20_000_000, 2_000_000, close_timeout="6s")
 
     @slow
     def test_a_cp_of_100_MB_at_5_megabits_ends_with_0(self):
-        self.crawl(100_000_000)
+        self.crawl(100_000_000, 625_000)
 
     def test_a_429_with_retry_after_is_waited_for(self):
         self.setting(close_timeout="30s")
@@ -316,7 +318,7 @@ class Background(Waiting):
         self.assertEqual(0, run(["cp", self.paper(), self.dir]).status)
         self.assertEqual([], self.sandbox.documents(self.ids[0]))
         done = self.mount.command("wait", os.path.join(self.dir, "paper.pdf"))
-        self.assertEqual(0, done.status, done)
+        self.assertEqual(3, done.status, done)  # stored, and nobody has asked for parsing
         self.assertEqual(1, len(self.sandbox.documents(self.ids[0])))
 
     def test_three_appends_within_settle_are_one_document(self):

@@ -64,7 +64,7 @@ WRITERS = [
     Writer("node writeFile", node('fs.writeFile(e.DST, fs.readFileSync(e.SRC), err => { if (err) throw err })'), ["node"]),
     Writer("node stream", node('fs.createReadStream(e.SRC).pipe(fs.createWriteStream(e.DST))'), ["node"]),
     Writer("curl -o", 'curl -sS -o "$DST" "file://$SRC"', ["curl"]),
-    Writer("vim -es", VIM + ' -es -u NONE -i NONE -b "$SRC" -c "saveas! $DST" -c "qa!"', [VIM]),
+    Writer("vim -es", VIM + ' -es -u NONE -i NONE -b "$SRC" -c \'saveas! $DST\' -c "qa!"', [VIM]),
     Writer("cp to a part file then mv", 'cp "$SRC" "$DST.part" && mv "$DST.part" "$DST"'),
     Writer("gio copy", 'gio copy "$SRC" "$DST"', ["gio"]),
     Writer("sftp put", 'printf \'put "%s" "%s"\\n\' "$SRC" "$DST" | sftp -q -b - -D ' + SFTP_SERVER, ["sftp", SFTP_SERVER]),
@@ -109,10 +109,14 @@ class EachWriter(SharedMount):
             def test(self, writer=writer):
                 check(self, writer)
             test.__name__ = "test_%s_%s" % (writer.slug, sentence(writer) if callable(sentence) else sentence)
-            setattr(cls, test.__name__, needs(*writer.requires)(test))
+            test = needs(*writer.requires)(test)
+            test.writer = writer
+            setattr(cls, test.__name__, test)
 
 
 class AServiceThatAnswers(EachWriter):
+    options = {"naming": "session"}  # three steps, whatever the service calls the document
+
     def check(self, writer):
         job = Job(writer, self.sources, self.dir)
         before = self.sandbox.last_request()
@@ -149,8 +153,8 @@ class AllAtOnce(EachWriter):
         cls.jobs, cls.done = {}, {}
         sources = cls.class_folder()
         for name in cls.ids:
-            writer = next((w for w in WRITERS if name.startswith("test_%s_" % w.slug) and w.here()), None)
-            if writer is not None:
+            writer = getattr(cls, name).writer
+            if writer.here():
                 job = cls.jobs[name] = Job(writer, sources, os.path.join(cls.mount.path, folder_name(name)))
                 os.listdir(job.folder)
         cls.spoil()
@@ -192,7 +196,7 @@ def told_or_not(writer):
 
 class AServiceThatRefuses(AllAtOnce):
     """422 to every upload call."""
-    options = {"ttl": "10m"}
+    options = {"ttl": "10m", "naming": "session"}
 
     @classmethod
     def setUpClass(cls):

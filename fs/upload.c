@@ -133,6 +133,7 @@ struct job {
 	/* uploads->lock guards the rest. */
 	int refs;    /* the table's, and one of each worker */
 	int workers; /* who has it in hand */
+	unsigned turn; /* +1 each time a worker gets it */
 	enum place place;
 	struct job_list *list; /* that it is in; NULL: none */
 	TAILQ_ENTRY(job) in_list;
@@ -893,6 +894,7 @@ static void dispatch(struct uploads *u)
 		job_place(j, PLACE_WORKER, &u->working);
 		j->refs++;
 		j->workers++;
+		j->turn++;
 		u->transfers++;
 		u->busy++;
 	}
@@ -1075,6 +1077,15 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 	}
 }
 
+/* A call failed: what that says about the service, once however many files were in it. */
+static void call_failed(struct uploads *u, enum trial trial, const struct fault *f)
+{
+	if (is_failure_of_service(f))
+		service_failed(u, trial_step(trial), f->retry_after_ms);
+	else if (f->http_status != 0 && f->kind != FAULT_BUDGET && f->kind != FAULT_ACCOUNT && f->kind != FAULT_CANCELED)
+		service_answered(u, trial_step(trial), trial != TRIAL_STORE || u->caps->store_has_effect);
+}
+
 /* The time in which a failed call moved does not count as failing, and no more than that. */
 static void progress_take_back(struct job *j)
 {
@@ -1106,10 +1117,6 @@ static void job_failed(struct uploads *u, struct job *j, enum trial trial, const
 		return;
 	}
 	progress_take_back(j);
-	if (is_failure_of_service(f) && m.next != MOVE_FORGET_SHORTCUT)
-		service_failed(u, trial_step(trial), f->retry_after_ms);
-	else if (f->http_status != 0 && f->kind != FAULT_BUDGET && f->kind != FAULT_ACCOUNT && !is_canceled)
-		service_answered(u, trial_step(trial), trial != TRIAL_STORE || u->caps->store_has_effect);
 	if (j->cancel_asked && !may_have_happened(u, j) && m.next != MOVE_LOOK) {
 		job_end_canceled(u, j);
 		return;
@@ -1281,6 +1288,8 @@ static void work_sign(struct uploads *u, struct job *j)
 	r = backend_upload_sign(u->config.backend, &call, &e.up);
 	pthread_mutex_lock(&u->lock);
 	j->watch = NULL;
+	if (r < 0)
+		call_failed(u, TRIAL_SIGN, &call.fault);
 	if (!worker_has(j))
 		return;
 	if (j->restarts) {
@@ -1348,6 +1357,8 @@ static void work_store(struct uploads *u, struct job *j)
 	r = backend_upload_store(u->config.backend, &call, &e.up);
 	pthread_mutex_lock(&u->lock);
 	j->watch = NULL;
+	if (r < 0)
+		call_failed(u, TRIAL_STORE, &call.fault);
 	if (!worker_has(j))
 		return;
 	if (j->restarts) {
@@ -1383,8 +1394,10 @@ static void work(void *arg)
 	struct uploads *u = j->uploads;
 
 	pthread_mutex_lock(&u->lock);
+	/* Once put elsewhere it may be in another worker's hands before we look again. */
+	unsigned turn = j->turn;
 	tell_moved(u, j);
-	while (worker_has(j)) {
+	while (worker_has(j) && j->turn == turn) {
 		if (u->is_stopping || u->is_drained) {
 			job_ready(u, j);
 			break;
@@ -1568,7 +1581,6 @@ static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, uin
 	} else if (!e->up.document || listing_count(e->up.document) < 1) {
 		job_failed(u, j, TRIAL_ATTACH, &silence, -EPROTO, random); /* a yes that names no document is looked up */
 	} else {
-		service_answered(u, UPLOAD_STORED, true);
 		line_release(u, j->line);
 		job_done(u, j, e->up.document);
 	}
@@ -1590,10 +1602,13 @@ static void line_attach(struct uploads *u, struct line *l, struct batch *b)
 	int r = backend_upload_attach(u->config.backend, &b->call, ups, b->count);
 	pthread_mutex_lock(&u->lock);
 	batch_call_end(b);
+	if (r < 0)
+		call_failed(u, TRIAL_ATTACH, &b->call.fault);
+	else
+		service_answered(u, UPLOAD_STORED, true);
 	for (int i = 0; i < b->count; i++)
 		innocent += r == 0 && b->errands[i].up.error < 0 && is_innocent(&b->errands[i]);
 	if (b->count > 1 && (innocent == b->count || (r < 0 && is_fault_of_one(b->call.fault.kind)))) {
-		service_answered(u, UPLOAD_STORED, true);
 		batch_split(u, b);
 		return;
 	}
@@ -1635,7 +1650,6 @@ static void shortcut_end_one(struct uploads *u, struct batch *b, int i, struct l
 	int at = u->caps->attach_keeps_id ? listing_find(answer, j->item.known_id) : listing_count(answer) == 1 ? 0 : -1;
 
 	if (at >= 0 && list_one(answer, at, &one) == 0) {
-		service_answered(u, UPLOAD_STORED, true);
 		line_release(u, j->line);
 		job_done(u, j, one);
 		return;
@@ -1676,13 +1690,16 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 		r = backend_attach(u->config.backend, &b->call, l->session_id, from, (const char *const *)ids, count, &answer);
 		pthread_mutex_lock(&u->lock);
 		batch_call_end(b);
+		if (r < 0)
+			call_failed(u, TRIAL_SHORTCUT, &b->call.fault);
+		else
+			service_answered(u, UPLOAD_STORED, true);
 	}
 	while (count > 0)
 		free(ids[--count]);
 	free(from);
 	if (has_memory && r < 0 && b->count > 1 &&
 	    (r == -EXDEV || b->call.fault.kind == FAULT_GONE || is_fault_of_one(b->call.fault.kind))) {
-		service_answered(u, UPLOAD_STORED, true);
 		batch_split(u, b);
 		return;
 	}
@@ -1702,7 +1719,6 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 /* Surely not there: what was sent had no effect. Gives the lock up. */
 static void look_found_nothing(struct uploads *u, struct job *j)
 {
-	service_answered(u, UPLOAD_SPOOLED, true);
 	j->is_unsure = j->item.may_have_happened = false;
 	j->is_retry = true;
 	j->version++;
@@ -1760,8 +1776,11 @@ static void look_for_one(struct uploads *u, struct batch *b, int i)
 	j->watch = NULL;
 	free(ids);
 	free(text);
-	if (r == 0 && e->up.document && listing_count(e->up.document) > 0) {
+	if (r == 0 || r == -ENOENT)
 		service_answered(u, UPLOAD_SPOOLED, true);
+	else
+		call_failed(u, TRIAL_LOOK, &b->call.fault);
+	if (r == 0 && e->up.document && listing_count(e->up.document) > 0) {
 		line_release(u, j->line);
 		job_done(u, j, e->up.document);
 	} else if (r == -ENOENT) {
@@ -1794,6 +1813,10 @@ static int look_list(struct uploads *u, struct line *l, struct batch *b, struct 
 	}
 	pthread_mutex_lock(&u->lock);
 	batch_call_end(b);
+	if (r == 0 || r == -ENOENT)
+		service_answered(u, UPLOAD_SPOOLED, true);
+	else
+		call_failed(u, TRIAL_LOOK, &b->call.fault);
 	return r;
 }
 
@@ -1826,7 +1849,6 @@ static void look_for_all(struct uploads *u, struct batch *b, struct listing *fou
 			at = -EAGAIN;
 		if (at >= 0) {
 			is_taken[at] = true;
-			service_answered(u, UPLOAD_SPOOLED, true);
 			line_release(u, j->line);
 			job_done(u, j, one);
 		} else if (at == -ENOENT) {

@@ -570,7 +570,6 @@ static int send_it(struct place *p, const struct http_request *q)
 static void an_endless_redirect_ends(void **state)
 {
 	struct place *p = *state;
-	CLEANUP(text_release) char *key = NULL;
 	CLEANUP(text_release) char *id = NULL;
 	CLEANUP(json_release) cJSON *body = NULL;
 	CLEANUP(fd_close) int fd = memfd_create("bytes", MFD_CLOEXEC);

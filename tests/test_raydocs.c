@@ -241,6 +241,7 @@ static void a_lying_total_costs_a_second_walk_once(void **state)
 	assert_int_equal(sandbox_add_documents(p->box, p->session, 20), 0);
 	set(p, "list.total_add", "7");
 	CLEANUP(listing_release) struct listing *first = list(p, NULL);
+	assert_int_equal(listing_count(first), 20);
 	assert_int_equal(sandbox_count(p->box, "list"), 4);
 	CLEANUP(listing_release) struct listing *second = list(p, NULL);
 	assert_int_equal(sandbox_count(p->box, "list"), 6);

@@ -261,8 +261,9 @@ class Sandbox:
         return read(self.log_path).decode(errors="replace")
 
     def control(self, method, path, body=None):
-        request = urllib.request.Request(self.control_url + path, method=method,
-                                         data=None if body is None and method == "GET" else json.dumps(body or {}).encode(),
+        """body: an object, or bytes that are sent as they are."""
+        data = body if isinstance(body, bytes) else None if method == "GET" else json.dumps(body or {}).encode()
+        request = urllib.request.Request(self.control_url + path, method=method, data=data,
                                          headers={"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

@@ -142,6 +142,10 @@ class HostileNames(MountCase):
             wanted[sha256_of(data)] = data
             sandbox.control("POST", "/document", {"session": session, "filename_json": raw,
                                                   "base64": base64.b64encode(data).decode()})
+        data = paper_bytes()
+        wanted[sha256_of(data)] = data
+        sandbox.control("POST", "/document", json.dumps({
+            "session": session, "filename": "bad @@ bytes.pdf", "base64": base64.b64encode(data).decode()}).encode().replace(b"@@", b"\xff\xc3("))
         mount = self.new_mount(sandbox, folder, [session, same])
 
         def look():

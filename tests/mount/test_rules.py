@@ -412,6 +412,7 @@ class Failed(Rules):
 class Ownership(MountCase):
     def test_uid_gid_and_umask_are_shown_and_obeyed(self):
         folder = self.new_folder()
+        os.chmod(folder, 0o755)
         sandbox = self.new_sandbox(folder)
         session = sandbox.session("Q1")
         sandbox.document(session, "a.pdf", text="text")

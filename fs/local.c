@@ -163,6 +163,35 @@ void local_save_later(struct mount *m, struct entry *e)
 	}
 }
 
+void local_save_all(struct mount *m)
+{
+	struct entry **list = NULL;
+	int count = 0;
+
+	pthread_mutex_lock(&m->tree.lock);
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
+		struct entry *e;
+		for (size_t at = 0; f->local_count > 0 && (e = index_next(&f->names, &at));) {
+			if (!e->local || e->local->has_row || e->local->is_submitted || entry_document_id(e))
+				continue;
+			struct entry **grown = realloc(list, (size_t)(count + 1) * sizeof(*list));
+			if (!grown)
+				continue;
+			list = grown;
+			list[count++] = e;
+			node_hold(&e->node);
+		}
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	for (int i = 0; i < count; i++) {
+		if (local_save(m, list[i]) < 0)
+			log_warning("spool: '%s' could not be saved for the next start", list[i]->name);
+		SCOPED_LOCK(&m->tree.lock);
+		node_drop(&m->tree, &list[i]->node);
+	}
+	free(list);
+}
+
 struct drop_job {
 	struct mount *m;
 	uint64_t ino;

@@ -386,6 +386,7 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	pthread_mutex_unlock(&m->tree.lock);
 	state_set_draining(m->state);
 	fuse_session_unmount(m->fuse);
+	local_save_all(m);
 	(void)uploads_drain(m->uploads, DRAIN_MS);
 	say_what_is_left(m);
 	log_info("unmounted %s", m->options->mountpoint);

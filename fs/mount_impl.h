@@ -141,6 +141,8 @@ bool local_wants_sending(struct mount *m, const struct entry *e);
 void local_save_later(struct mount *m, struct entry *e);
 /* The same now, with its bytes synced (fsync). Worker threads; tree.lock not held. */
 int local_save(struct mount *m, struct entry *e);
+/* Every local file that has no row yet gets one: the mount ends. tree.lock not held. */
+void local_save_all(struct mount *m);
 /* May a file of this name be made here? 0 or -errno; a refusal is said in the log and in refused.txt. tree.lock held. */
 int local_check_name(struct mount *m, struct folder *f, const char *name);
 /* Drops a local entry: its name, and on a worker its row and bytes. The engine must not have it any more. tree.lock held. */

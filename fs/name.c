@@ -97,17 +97,6 @@ static void put_together(const char *name, const char *extension, const char *mi
 
 /* ---- names ------------------------------------------------------------------------------------------------- */
 
-static bool is_ours(const char *name)
-{
-	static const char *const ours[] = { ".", "..", ".sessionfs", ".results", ".text" };
-
-	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++) {
-		if (strcmp(name, ours[i]) == 0)
-			return true;
-	}
-	return false;
-}
-
 void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1])
 {
 	size_t len = strlen(title);
@@ -119,14 +108,16 @@ void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1])
 		memcpy(ret, "unnamed", sizeof("unnamed"));
 		return;
 	}
-	if (len >= sizeof(short_one)) {
-		whole = long_one = malloc(len + 1);
+	if (len + 1 >= sizeof(short_one)) {
+		whole = long_one = malloc(len + 2);
 		if (!whole) { /* without memory for all of it, the beginning has to do */
 			whole = short_one;
-			len = sizeof(short_one) - 1;
+			len = sizeof(short_one) - 2;
 		}
 	}
 	size_t at = 0;
+	if (title[0] == '.')
+		whole[at++] = '_'; /* a hidden name would not be seen in a listing, and might be one of ours */
 	for (size_t i = 0; i < len;) {
 		uint32_t c;
 		int n = read_character(title + i, &c);
@@ -140,11 +131,6 @@ void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1])
 		i += n > 0 ? (size_t)n : 1;
 	}
 	whole[at] = '\0';
-	if (is_ours(whole)) {
-		ret[0] = '_';
-		memcpy(ret + 1, whole, at + 1); /* they are short */
-		return;
-	}
 	put_together(whole, find_extension(whole), "", ret);
 }
 

@@ -8,10 +8,8 @@
 #define NAME_BYTES_MAX 255
 
 /* Writes a safe file name for a server's title: '/', NUL (impossible here), control and bidirectional-override
- * characters, invalid UTF-8 become '_'; "." and ".." become "_." and "_.."; "" becomes "unnamed"; over 255 bytes is cut
- * between characters, keeping the extension. Deterministic; the same title always gives the same name. Names that are
- * ours
- * (".sessionfs", ".results", ".text") get a leading '_'. */
+ * characters and invalid UTF-8 become '_'; what begins with '.' (hidden, "..", one of ours) gets a '_' in front; ""
+ * becomes "unnamed"; over 255 bytes is cut between characters, keeping the extension. Deterministic. */
 void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1]);
 
 /* The same name told apart: "a.pdf" with "3f2c" -> "a (3f2c).pdf", within 255 bytes. `length` of the id's hex digits

@@ -561,8 +561,9 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			folders_refresh(m);
 			if (o->deadline_ms == 0)
 				o->deadline_ms = clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS);
-			if (m->sessions_refreshing && how == 0 &&
-			    park_wait(m->park, &m->session_waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
+			/* Until the service has said something what is remembered is shown at once. */
+			bool waits = m->sessions_refreshing && how == 0 && (m->is_verified || m->tree.folder_count == 0);
+			if (waits && park_wait(m->park, &m->session_waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
 				pthread_mutex_unlock(&m->tree.lock);
 				return;
 			}

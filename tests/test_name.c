@@ -34,12 +34,12 @@ static void a_title_becomes_a_safe_name(void **state)
 		{ "..", "_.." }, /* never a way out of the folder */
 		{ ".", "_." },
 		{ "", "unnamed" },
-		{ "...", "..." },
-		{ "../../etc/passwd", ".._.._etc_passwd" },
+		{ "...", "_..." },
+		{ "../../etc/passwd", "_.._.._etc_passwd" },
 		{ ".sessionfs", "_.sessionfs" },
 		{ ".results", "_.results" },
 		{ ".text", "_.text" },
-		{ ".texts", ".texts" },
+		{ ".texts", "_.texts" }, /* a hidden name would not be seen */
 		{ "a\nb.pdf", "a_b.pdf" },
 		{ "a\x7f.pdf", "a_.pdf" },
 		{ "a\xc2\x85z", "a_z" }, /* U+0085, a C1 control */

@@ -978,6 +978,16 @@ static void cache_forget(struct backend *b, const char *session_id)
 	backend_forget(c->inner, session_id);
 }
 
+static void cache_tell_state(struct backend *b, struct buf *ret)
+{
+	backend_tell_state(cache_from(b)->inner, ret);
+}
+
+static void cache_stop(struct backend *b)
+{
+	backend_stop(cache_from(b)->inner);
+}
+
 /* ---- the calls it passes on ----------------------------------------------------------------------------------- */
 
 static int cache_check(struct backend *b, struct call *call)
@@ -1214,6 +1224,8 @@ static const struct backend_ops cache_ops = {
 	.list_documents = cache_list_documents,
 	.recall_documents = cache_recall_documents,
 	.forget = cache_forget,
+	.tell_state = cache_tell_state,
+	.stop = cache_stop,
 	.fetch_document = cache_fetch_document,
 	.attach = cache_attach,
 	.detach = cache_detach,

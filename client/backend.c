@@ -238,6 +238,18 @@ void backend_forget(struct backend *b, const char *session_id)
 		b->ops->forget(b, session_id);
 }
 
+void backend_tell_state(struct backend *b, struct buf *ret)
+{
+	if (b->ops->tell_state)
+		b->ops->tell_state(b, ret);
+}
+
+void backend_stop(struct backend *b)
+{
+	if (b->ops->stop)
+		b->ops->stop(b);
+}
+
 int backend_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 			   int fd)
 {

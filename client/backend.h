@@ -275,6 +275,12 @@ int backend_recall_documents(struct backend *b, const char *session_id, int64_t 
 /* Forget what is remembered of one session (NULL: all). */
 void backend_forget(struct backend *b, const char *session_id);
 
+/* How its requests stand (a line or two for people): the limit, a pause, a change of ways. From memory; any thread. */
+void backend_tell_state(struct backend *b, struct buf *ret);
+
+/* Ends every call under way, within a second, and each one to come, with -ECANCELED: the mount is ending. */
+void backend_stop(struct backend *b);
+
 /* All bytes of a document into fd, from its offset 0 on; the caller checks the hash. */
 int backend_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id, int fd);
 

@@ -12,7 +12,7 @@ struct backend_ops {
 	/* As backend_open(); ret's first member is a struct backend, filled by backend.c afterwards. */
 	int (*open)(const struct backend_config *config, struct buf *why, struct backend **ret);
 	void (*close)(struct backend *b);
-	/* An op that is missing answers -EOPNOTSUPP (recall: -EAGAIN, forget: nothing). */
+	/* An op that is missing answers -EOPNOTSUPP (recall: -EAGAIN; forget, tell_state, stop: nothing). */
 	int (*check)(struct backend *b, struct call *call);
 	int (*describe)(struct backend *b, struct call *call, struct buf *ret);
 	int (*list_sessions)(struct backend *b, struct call *call, struct session_list *ret);
@@ -25,6 +25,8 @@ struct backend_ops {
 			      struct listing **ret);
 	int (*recall_documents)(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret);
 	void (*forget)(struct backend *b, const char *session_id);
+	void (*tell_state)(struct backend *b, struct buf *ret);
+	void (*stop)(struct backend *b);
 	int (*fetch_document)(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 			      int fd);
 	int (*attach)(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,

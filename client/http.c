@@ -17,8 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/sockios.h>
 
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
@@ -74,6 +76,7 @@ struct http {
 	CURLSH *share; /* names and TLS sessions; its locks follow */
 	pthread_mutex_t share_locks[CURL_LOCK_DATA_LAST];
 
+	atomic_bool is_stopped;
 	atomic_bool is_away[2]; /* by enum http_target: it was, when last asked, and the log says so */
 
 	pthread_mutex_t pool_lock; /* guards what follows */
@@ -111,6 +114,7 @@ struct exchange {
 	int64_t written_bytes;                    /* to answer_fd */
 	int64_t retry_after_ms, limit, remaining; /* -1: not said */
 	int64_t moved_ms, moved_up, moved_down;
+	int moved_unsent;
 	struct http_attempt attempt;
 	struct http_verdict verdict;
 	int64_t began_ms;
@@ -271,9 +275,9 @@ static void wait_for_token(struct http *h)
 	(void)pthread_cond_timedwait(&h->token_moved, &h->token_lock, &until); /* either way we look again */
 }
 
-static bool is_cancelled(const struct call *call)
+static bool is_cancelled(struct http *h, const struct call *call)
 {
-	return call->transfer && atomic_load(&call->transfer->cancelled);
+	return atomic_load(&h->is_stopped) || (call->transfer && atomic_load(&call->transfer->cancelled));
 }
 
 /* With the lock held, which is let go while the token is read: 0, or why there is no other one. */
@@ -309,7 +313,7 @@ static int take_token(struct http *h, struct call *call, uint64_t refused, struc
 	SCOPED_LOCK(&h->token_lock);
 
 	while (!h->token || h->token_number == refused) {
-		if (is_cancelled(call))
+		if (is_cancelled(h, call))
 			return -ECANCELED;
 		if (call->deadline_ms && clock_now_ms() >= call->deadline_ms)
 			return -ETIMEDOUT;
@@ -475,19 +479,42 @@ static size_t on_header(char *line, size_t one, size_t count, void *arg)
 	return count;
 }
 
+void http_stop(struct http *h)
+{
+	atomic_store(&h->is_stopped, true);
+	if (h->limit)
+		limit_stop(h->limit);
+}
+
+/* What curl has handed over and the other side has not taken yet: a slow line takes seconds for one such bufferful, and all the while
+ * curl sees nothing move. -1: not known. */
+static int unsent_bytes(struct exchange *x)
+{
+	curl_socket_t socket = CURL_SOCKET_BAD;
+	int bytes = -1;
+
+	if (curl_easy_getinfo(x->easy, CURLINFO_ACTIVESOCKET, &socket) != CURLE_OK || socket == CURL_SOCKET_BAD ||
+	    ioctl(socket, SIOCOUTQ, &bytes) < 0)
+		return -1;
+	return bytes;
+}
+
 static int on_progress(void *arg, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
 {
 	struct exchange *x = arg;
 
-	if (up == x->moved_up && down == x->moved_down)
+	int unsent = x->q->source ? unsent_bytes(x) : -1;
+
+	if (up == x->moved_up && down == x->moved_down && unsent == x->moved_unsent)
 		return 0;
 	x->moved_up = up;
 	x->moved_down = down;
+	x->moved_unsent = unsent;
 	x->moved_ms = clock_now_ms();
 	if (x->call->transfer) {
 		atomic_store(&x->call->transfer->moved_ms, x->moved_ms);
 		if (x->q->source)
-			atomic_store(&x->call->transfer->done_bytes, up);
+			atomic_store(&x->call->transfer->done_bytes, unsent > 0 && unsent < up ? up - unsent : up);
 	}
 	return 0;
 }
@@ -672,7 +699,7 @@ static CURLcode transfer_run(struct exchange *x)
 		if (!running)
 			break;
 		int64_t now = clock_now_ms(), wait_ms = look_ms;
-		if (is_cancelled(x->call)) {
+		if (is_cancelled(x->http, x->call)) {
 			x->attempt.was_cancelled = true;
 			break;
 		}

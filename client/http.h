@@ -37,6 +37,9 @@ int http_open(const struct http_options *options, struct buf *why, struct http *
 /* After the last request ended. */
 void http_close(struct http *h);
 
+/* Every request under way ends within a second, and each to come at once, with -ECANCELED. Any thread. */
+void http_stop(struct http *h);
+
 /* Bytes from a descriptor, from offset 0. The file is read with pread and must not change. */
 struct http_source {
 	int fd;

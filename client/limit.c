@@ -78,6 +78,7 @@ struct limit {
 	pthread_cond_t moved; /* the head of the line has changed, or its time may have come */
 	struct waiter *line;  /* by urgency, then arrival */
 	uint64_t arrivals;
+	bool is_stopped;
 	uint32_t numbers;
 	int64_t learned_limit; /* X-RateLimit-Limit; -1 */
 	int64_t foreign;       /* requests in the server's window that are nobody's of ours */
@@ -321,7 +322,7 @@ static int wait_for_place(struct limit *l, struct waiter *w, int64_t deadline_ms
 	for (;;) {
 		int64_t now = l->now_ms(), again_ms = now + LOOK_LONG_MS;
 
-		if (transfer && atomic_load(&transfer->cancelled))
+		if (l->is_stopped || (transfer && atomic_load(&transfer->cancelled)))
 			return -ECANCELED;
 		if (l->line == w && try_place(l, w->urgency, ret_place, &again_ms))
 			return 0;
@@ -333,6 +334,13 @@ static int wait_for_place(struct limit *l, struct waiter *w, int64_t deadline_ms
 			again_ms = deadline_ms;
 		wait_ms(l, clamp(again_ms - now, 1, transfer ? LOOK_MS : LOOK_LONG_MS));
 	}
+}
+
+void limit_stop(struct limit *l)
+{
+	SCOPED_LOCK(&l->lock);
+	l->is_stopped = true;
+	pthread_cond_broadcast(&l->moved);
 }
 
 int limit_take(struct limit *l, enum urgency urgency, int64_t deadline_ms, struct transfer *transfer,

@@ -35,6 +35,9 @@ void limit_free(struct limit *l);
 int limit_take(struct limit *l, enum urgency urgency, int64_t deadline_ms, struct transfer *transfer,
 	       uint64_t *ret_place);
 
+/* Whoever is in line leaves it with -ECANCELED, and so does everybody who comes. */
+void limit_stop(struct limit *l);
+
 /* What came back of that place. */
 struct limit_answer {
 	int status;               /* 0: none */

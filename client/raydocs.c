@@ -2292,24 +2292,47 @@ static int describe_rights(struct raydocs *s, struct call *call, struct buf *ret
 	return r;
 }
 
-static int raydocs_describe(struct backend *b, struct call *call, struct buf *ret)
+static void tell_limit(struct raydocs *s, struct buf *ret)
 {
-	struct raydocs *s = raydocs_from(b);
 	struct limit_view limit;
-	int r = describe_rights(s, call, ret);
 
-	if (r < 0)
-		return r;
-	buf_add(ret, "sessions-write, documents-write: not tried, an attempt would leave traces\n");
 	limit_look(s->limit, &limit);
 	if (limit.rate < 0)
 		buf_add(ret, "limit: none of ours");
 	else
 		buf_addf(ret, "limit: %d of %d requests used in this minute", limit.used, limit.rate);
+	if (limit.waiting > 0)
+		buf_addf(ret, ", %d wait in line", limit.waiting);
 	if (limit.pause_ms > 0)
 		buf_addf(ret, "; the service asked to wait for %lld s", (long long)(limit.pause_ms + 999) / 1000);
 	buf_add(ret, "\n");
+}
+
+static int raydocs_describe(struct backend *b, struct call *call, struct buf *ret)
+{
+	struct raydocs *s = raydocs_from(b);
+	int r = describe_rights(s, call, ret);
+
+	if (r < 0)
+		return r;
+	buf_add(ret, "sessions-write, documents-write: not tried, an attempt would leave traces\n");
+	tell_limit(s, ret);
 	return ret->failed ? no_memory(call) : 0;
+}
+
+static void raydocs_tell_state(struct backend *b, struct buf *ret)
+{
+	struct raydocs *s = raydocs_from(b);
+
+	tell_limit(s, ret);
+	if (s->naming == NAMING_AUTO && wants_workspace(s))
+		buf_add(ret, "naming: the service does not keep the names of what is uploaded into a session, so documents go by way of "
+			     "the workspace, which takes a name\n");
+}
+
+static void raydocs_stop(struct backend *b)
+{
+	http_stop(raydocs_from(b)->http);
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
@@ -2437,6 +2460,8 @@ const struct backend_ops raydocs_backend = {
 	.close = raydocs_close,
 	.check = raydocs_check,
 	.describe = raydocs_describe,
+	.tell_state = raydocs_tell_state,
+	.stop = raydocs_stop,
 	.list_sessions = raydocs_list_sessions,
 	.get_session = raydocs_get_session,
 	.list_templates = raydocs_list_templates,

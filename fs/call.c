@@ -541,7 +541,14 @@ static void rename_upload_resume(fuse_req_t req, void *arg, int how)
 	struct upload_view view = { 0 };
 	int error = how;
 
-	if (how == -ETIMEDOUT && uploads_view(m->uploads, e->node.ino, &view) == 0 && view.error == 0)
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_told = e->local && e->local->has_verdict && e->local->verdict < 0;
+	if (is_told)
+		error = e->local->verdict;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_told)
+		how = error;
+	else if (how == -ETIMEDOUT && uploads_view(m->uploads, e->node.ino, &view) == 0 && view.error == 0)
 		error = 0; /* still moving: it goes on as in background mode */
 	else if (how == -ETIMEDOUT && view.error)
 		error = view.error;

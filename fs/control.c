@@ -256,6 +256,7 @@ void control_status(struct mount *m, bool json, struct buf *ret)
 	}
 	buf_addf(ret, "service: %s\naccount: %s\n", m->caps->title, account);
 	buf_addf(ret, "waiting: %d\nfailed: %d\nscratch: %d\n", waiting, failed, scratch);
+	backend_tell_state(m->backend, ret);
 	walk_locals(m, write_one, &w);
 }
 

@@ -240,6 +240,11 @@ static void start_check(void *arg)
 		(void)nanosleep(&pause, NULL);
 	} while (true);
 
+	pthread_mutex_lock(&m->tree.lock);
+	bool has_ended = m->is_ending;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (has_ended && r != 0)
+		return; /* unmounted before it was known: nothing failed */
 	if (r == 0) {
 		uploads_service_answered(m->uploads);
 		tell_verdict(m, 0, NULL);
@@ -388,6 +393,7 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	fuse_session_unmount(m->fuse);
 	local_save_all(m);
 	(void)uploads_drain(m->uploads, DRAIN_MS);
+	backend_stop(m->backend);
 	say_what_is_left(m);
 	log_info("unmounted %s", m->options->mountpoint);
 	watch_end(&signals);

@@ -403,7 +403,10 @@ static bool xattr_answer(fuse_req_t req, struct xattr *x, int how)
 	struct node *n = tree_find(&m->tree, x->ino);
 	struct folder *f = !n ? NULL : n->kind == NODE_FOLDER ? (struct folder *)n : n->kind == NODE_ENTRY ? ((struct entry *)n)->folder : NULL;
 	bool is_local = n && n->kind == NODE_ENTRY && entry_is_local((struct entry *)n);
-	if (f && f->kind == FOLDER_SESSION && !is_local && how == 0) {
+	/* What a session's folder is (its id, its template) does not hang on its listing. */
+	bool is_known = n && n->kind == NODE_FOLDER && x->name && !f->listing && attr_get(m, n, x->name, &value) == 0;
+	buf_clear(&value);
+	if (f && f->kind == FOLDER_SESSION && !is_local && !is_known && how == 0) {
 		enum freshness fresh = folder_freshness(m, f, 0, &error);
 		if (fresh == LISTING_REFUSED && error == -EACCES)
 			r = error;
@@ -535,8 +538,10 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 	pthread_mutex_lock(&m->tree.lock);
 	if (f && f->kind == FOLDER_SESSION) {
 		enum freshness fresh = folder_freshness(m, f, o->began_ms, &refused);
-		if (fresh == LISTING_REFUSED)
+		if (fresh == LISTING_REFUSED && (refused == -EACCES || refused == -ENOENT))
 			error = -refused;
+		else if (fresh == LISTING_REFUSED)
+			h->error = refused; /* what is local is shown, and then that it is not all */
 		if (fresh == LISTING_STALE || fresh == LISTING_COLD)
 			folder_refresh(m, f, URGENCY_PERSON);
 		if (o->deadline_ms == 0)
@@ -728,9 +733,9 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 			free(again);
 	} else if (!error && r.used == 0 && how < 0) {
 		error = -how;
-	} else if (!error && r.used == 0 && h->snapshot && h->snapshot->error) {
+	} else if (!error && r.used == 0 && h->snapshot && (h->snapshot->error || h->error)) {
 		/* The first walk ended early: what it brought was handed out, and the reader is told that it is not all. */
-		error = -h->snapshot->error;
+		error = h->error ? -h->error : -h->snapshot->error;
 	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_parked) {

@@ -1,21 +1,72 @@
 /* Checked, typed reads from cJSON. What a kind of thing is made of is known by its own reader, not here. */
 #include "client/json.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/base/cleanup.h"
 #include "client/base/log.h"
 #include "client/time.h"
 
 /* Doubles hold whole numbers exactly up to here; beyond it an id would silently become another one. */
 #define WHOLE_MAX 9007199254740992.0
 
+/* The code unit of a \uXXXX at `at`, or -1. */
+static int read_code_unit(const char *at, const char *end)
+{
+	int unit = 0;
+
+	if (end - at < 6 || at[0] != '\\' || at[1] != 'u')
+		return -1;
+	for (int i = 2; i < 6; i++) {
+		if (!isxdigit((unsigned char)at[i]))
+			return -1;
+		unit = unit * 16 + (isdigit((unsigned char)at[i]) ? at[i] - '0' : (at[i] | 0x20) - 'a' + 10);
+	}
+	return unit;
+}
+
+/* JSON may hold half a surrogate pair, or \u0000; no text of ours can, and cJSON refuses the one and cuts at the other. Both become
+ * U+FFFD, so that one odd file name does not hide a whole listing. NULL: nothing to mend, or no memory. The caller frees it. */
+static char *mend(const char *bytes, size_t len)
+{
+	const char *end = bytes + len;
+	char *mended = NULL;
+
+	for (const char *at = memchr(bytes, '\\', len); at && at + 1 < end; at = memchr(at, '\\', (size_t)(end - at))) {
+		int unit = read_code_unit(at, end);
+		int next = unit >= 0xd800 && unit <= 0xdbff ? read_code_unit(at + 6, end) : -1;
+		if (unit >= 0xd800 && unit <= 0xdbff && next >= 0xdc00 && next <= 0xdfff) {
+			at += 12;
+		} else if (unit == 0 || (unit >= 0xd800 && unit <= 0xdfff)) {
+			if (!mended) {
+				mended = malloc(len + 1);
+				if (!mended)
+					return NULL;
+				memcpy(mended, bytes, len);
+			}
+			memcpy(mended + (at - bytes) + 2, "fffd", 4);
+			at += 6;
+		} else {
+			at += 2;
+		}
+		if (at >= end)
+			break;
+	}
+	return mended;
+}
+
 int json_parse(const char *bytes, size_t len, cJSON **ret)
 {
 	const char *end = NULL;
+	CLEANUP(text_release) char *mended = len > 0 ? mend(bytes, len) : NULL;
+
+	if (mended)
+		bytes = mended;
 	cJSON *parsed = len > 0 ? cJSON_ParseWithLengthOpts(bytes, len, &end, 0) : NULL;
 
 	if (!parsed)

@@ -49,6 +49,26 @@ static void only_whole_json_is_parsed(void **state)
 	}
 }
 
+static void half_a_surrogate_pair_and_a_nul_hide_nothing(void **state)
+{
+	static const struct { const char *text, *value; } cases[] = {
+		{ "[\"lone \\ud800.pdf\"]", "lone \xef\xbf\xbd.pdf" },
+		{ "[\"low \\udc00\"]", "low \xef\xbf\xbd" },
+		{ "[\"nul \\u0000 in\"]", "nul \xef\xbf\xbd in" },
+		{ "[\"\\ud83d\\ude00\"]", "\xf0\x9f\x98\x80" }, /* a whole pair stays */
+		{ "[\"\\ud83d\\ud83d\\ude00\"]", "\xef\xbf\xbd\xf0\x9f\x98\x80" },
+		{ "[\"\\\\ud800\"]", "\\ud800" },		   /* a backslash, and then letters */
+		{ "[\"\\u00e9\"]", "\xc3\xa9" },
+	};
+
+	for (size_t i = 0; i < COUNT(cases); i++) {
+		CLEANUP(json_release) cJSON *parsed = parse(cases[i].text);
+		const char *value = cJSON_GetStringValue(cJSON_GetArrayItem(parsed, 0));
+		if (!value || strcmp(value, cases[i].value) != 0)
+			fail_msg("row %zu: '%s' was read as '%s'", i, cases[i].text, value ? value : "nothing");
+	}
+}
+
 static void nesting_without_end_is_refused(void **state)
 {
 	static const char *const openers[] = { "[", "{\"a\":" };

@@ -183,6 +183,38 @@ bool http_url_is_allowed(const char *url)
 	return read_origin(url, false, origin, &why) == 0;
 }
 
+/* The base address's own path, "" or "/api/v1". */
+static const char *base_path(const struct http *h)
+{
+	const char *authority = strstr(h->base_url, "://") + 3;
+
+	return authority + strcspn(authority, "/");
+}
+
+int http_path_of(struct http *h, const char *url, struct buf *ret)
+{
+	const char *base = base_path(h), *why, *path = url;
+	char origin[ORIGIN_BYTES];
+	size_t len = strlen(base);
+
+	if (url[0] != '/' || url[1] == '/') {
+		if (read_origin(url, false, origin, &why) < 0 || strcasecmp(origin, h->origin) != 0)
+			return -EINVAL;
+		path = strstr(url, "://");
+		if (!path)
+			return -EINVAL;
+		path += 3 + strcspn(path + 3, "/?#");
+	}
+	if (strncmp(path, base, len) != 0 || path[len] != '/')
+		return -EINVAL;
+	for (const char *c = path; *c; c++) {
+		if ((unsigned char)*c <= 0x20 || *c == 0x7f || *c == '\\')
+			return -EINVAL;
+	}
+	buf_add_bytes(ret, path + len, strcspn(path + len, "#"));
+	return buf_text(ret) ? 0 : -EINVAL;
+}
+
 /* ---- handles ----------------------------------------------------------------------------------------------- */
 
 static void handle_free(struct handle *h)
@@ -330,6 +362,20 @@ static int take_token(struct http *h, struct call *call, uint64_t refused, struc
 	*ret = secret_copy(h->token);
 	*ret_number = h->token_number;
 	return *ret ? 0 : -ENOMEM;
+}
+
+uint64_t http_token_number(struct http *h)
+{
+	SCOPED_LOCK(&h->token_lock);
+
+	return h->token_number;
+}
+
+int http_renew_token(struct http *h, struct call *call, uint64_t number)
+{
+	CLEANUP(secret_release) struct secret *token = NULL;
+
+	return take_token(h, call, number, &token, &number);
 }
 
 /* ---- what curl calls --------------------------------------------------------------------------------------- */
@@ -1196,6 +1242,10 @@ int http_do(struct http *h, struct call *call, const struct http_request *q, str
 		buf_clear(&x.answer); /* more than we take: nothing of it is of use */
 	ret->body_bytes = x.answer.len;
 	ret->body = buf_take(&x.answer);
+	if (q->target == HTTP_API) {
+		ret->location = x.redirect;
+		x.redirect = NULL;
+	}
 	if (x.verdict.next == HTTP_DONE && ret->body) {
 		if (atomic_exchange(&h->is_away[q->target], false))
 			log_info("%s: %s answers again", h->subject,
@@ -1216,6 +1266,7 @@ int http_do(struct http *h, struct call *call, const struct http_request *q, str
 void http_reply_release(struct http_reply *r)
 {
 	free(r->body);
+	free(r->location);
 	*r = (struct http_reply){ 0 };
 }
 

@@ -77,6 +77,7 @@ struct http_reply {
 	int status; /* 0: none */
 	char *body; /* NUL behind it; "" when it went to a descriptor */
 	size_t body_bytes;
+	char *location; /* where the API's 3xx points to, whole and not followed; NULL: nowhere */
 };
 
 void http_reply_release(struct http_reply *r);
@@ -93,6 +94,16 @@ int http_unreadable(struct http *h, struct call *call, const struct http_request
 
 /* Is this an address a request may go to: https, or http to this very machine? */
 bool http_url_is_allowed(const char *url);
+
+/* Appends the path (and query) of an address an answer named, as http_request.path takes it. -EINVAL: it is not of the
+ * configured origin and below base_url, and so must not be sent the token. */
+int http_path_of(struct http *h, const char *url, struct buf *ret);
+
+/* The number of the token in use; 0 before the first. */
+uint64_t http_token_number(struct http *h);
+/* As if a 401 had refused the token of that number, for services that say it in other words. 0: there is another one
+ * now; -EACCES: there is none. Sets call->fault when asking for one went wrong. */
+int http_renew_token(struct http *h, struct call *call, uint64_t number);
 
 /* ---- for tests: what to do after an attempt, pure ------------------------------------------------------------ */
 

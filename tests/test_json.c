@@ -163,6 +163,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(only_whole_json_is_parsed),
+		TEST(half_a_surrogate_pair_and_a_nul_hide_nothing),
 		TEST(nesting_without_end_is_refused),
 		TEST(ids_are_kept_as_text_exactly),
 		TEST(a_null_is_an_absence_and_another_type_a_fault),

@@ -1126,8 +1126,9 @@ static int send_once(struct exchange *x, const struct secret *token)
 	x->attempt.attempts++;
 	r = attempt_run(x, token);
 	if (x->http->limit && x->q->target == HTTP_API) {
-		const struct limit_answer answer = { .status = r == 0 ? x->attempt.status : 0,
-						     .retry_after_ms = r == 0 ? x->retry_after_ms : -1,
+		bool speaks_for_all = r == 0 && !(x->q->is_apart && x->attempt.status == 429);
+		const struct limit_answer answer = { .status = speaks_for_all ? x->attempt.status : 0,
+						     .retry_after_ms = speaks_for_all ? x->retry_after_ms : -1,
 						     .limit = r == 0 ? x->limit : -1,
 						     .remaining = r == 0 ? x->remaining : -1 };
 
@@ -1137,7 +1138,7 @@ static int send_once(struct exchange *x, const struct secret *token)
 		return not_sent(x, FAULT_NONE, r, "out of memory");
 	x->attempt.time_left_ms = time_left(x);
 	x->verdict = http_judge(&x->attempt);
-	if (x->verdict.next == HTTP_WAIT_FOR_PLACE && !x->http->limit)
+	if (x->verdict.next == HTTP_WAIT_FOR_PLACE && (!x->http->limit || x->q->is_apart))
 		x->verdict.next = HTTP_GIVE_UP; /* there is no line to wait in */
 	return 0;
 }

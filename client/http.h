@@ -69,6 +69,7 @@ struct http_request {
 	const int *answer_fd;             /* the body of a 2xx goes there, from offset 0; NULL: to memory */
 	const char *ability;              /* what a 403 will mean is missing; NULL: not known */
 	bool is_anonymous;                /* HTTP_API without a token */
+	bool is_apart;                    /* HTTP_API with a limit of its own: its 429 slows nobody else, and is final */
 	bool is_long;                     /* HTTP_API, yet bytes may take as long as they move */
 	bool accepts_any;                 /* no log line for a refusal: the caller expects one */
 };

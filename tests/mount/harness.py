@@ -244,6 +244,7 @@ class Sandbox:
             return found if len(found) >= 3 else None
         urls = wait_for(ports, 10, "the sandbox names its ports")
         self.url, self.storage_url, self.control_url = urls["API_URL"], urls["STORAGE_URL"], urls["CONTROL_URL"]
+        self.ca_file = urls.get("CA_FILE")
         port = [u.rsplit(":", 1)[1].rstrip("/") for u in (self.url, self.storage_url, self.control_url)]
         self.ports = ["--port", port[0], "--storage-port", port[1], "--control-port", port[2]]
 

@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import re
+import signal
 import statistics
 import stat
 import subprocess
 import time
 
-from harness import (TOKEN, MountCase, SharedMount, attribute, check_log, main, needs, paper_bytes, read, run, sha256_of, wait_for)
+from harness import (SESSIONFS, TOKEN, MountCase, SharedMount, attribute, check_log, main, needs, paper_bytes, read, run,
+                     sha256_of, wait_for)
 
 
 class OneFolder(SharedMount):
@@ -326,6 +328,39 @@ class Requests(MountCase):
             times.append(time.monotonic() - began)
         print("     1,000 documents: cold %.0f ms, warm ls -l %.0f ms" % (cold * 1000, statistics.median(times) * 1000))
         self.assertLess(statistics.median(times), 2)
+
+
+    def test_SIGHUP_and_refresh_forget_what_is_remembered(self):
+        sandbox, mount, session, inside = self.setting(1, ttl="1h")
+        wait_for(lambda: len(os.listdir(inside)) == 1, 20, "one")
+        for count, forget in ((2, lambda: mount.process.send_signal(signal.SIGHUP)),
+                              (3, lambda: self.assertEqual(0, mount.command("refresh", inside).status))):
+            sandbox.document(session, "more.pdf", text="document %d" % count)
+            self.assertEqual(count - 1, len(os.listdir(inside)))
+            forget()
+            wait_for(lambda: len(os.listdir(inside)) == count, 10, "%d documents" % count)
+
+    def test_forty_thousand_lookups_leave_no_memory_behind(self):
+        if b"__asan" in read(SESSIONFS) or b"__tsan" in read(SESSIONFS):
+            self.skipTest("a sanitizer keeps what is freed")
+        sandbox, mount, session, inside = self.setting(100, ttl="1h")
+        wait_for(lambda: len(os.listdir(inside)) == 100, 20, "a hundred")
+        names = [os.path.join(inside, n) for n in os.listdir(inside)]
+
+        def resident_kib():
+            with open("/proc/%d/status" % mount.process.pid, encoding="ascii") as f:
+                return int(re.search(r"VmRSS:\s+(\d+)", f.read()).group(1))
+
+        def look_up(first, last):
+            for i in range(first, last):
+                os.path.exists("%s/no %d.pdf" % (inside, i))
+                os.getxattr(names[i % 100], "user.sessionfs.status")
+        look_up(0, 5_000)
+        before = resident_kib()
+        look_up(5_000, 45_000)
+        after = resident_kib()
+        print("     resident before and after 40,000 look-ups: %d and %d KiB" % (before, after))
+        self.assertLess(after - before, 2_000)
 
 
 class ByDesignOfTheLog(MountCase):

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import mmap
 import os
 import shutil
 import stat
@@ -84,6 +85,13 @@ class ReadOnlyDocuments(Rules):
             os.utime(one, (1, 1))
         after = os.stat(path)
         self.assertEqual((before.st_mode, before.st_uid, before.st_mtime_ns), (after.st_mode, after.st_uid, after.st_mtime_ns))
+
+    def test_a_shared_map_of_a_file_being_written_is_refused_and_not_lost(self):
+        fd = os.open(os.path.join(self.dir, "mapped.part"), os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 4096)
+        with self.assertRaises(OSError):
+            mmap.mmap(fd, 4096)
+        os.close(fd)
 
     def test_links_and_special_files_are_refused(self):
         path, _ = self.there_before()

@@ -13,9 +13,9 @@ LOOPBACK_CLOSED = "http://127.0.0.1:9"  # discard: nobody listens
 
 
 class Start(MountCase):
-    def setting(self, **options):
+    def setting(self, *arguments, **options):
         self.folder = self.new_folder()
-        self.sandbox = self.new_sandbox(self.folder)
+        self.sandbox = self.new_sandbox(self.folder, *arguments)
         self.session = self.sandbox.session("Q1")
         self.mount = self.new_mount(self.sandbox, self.folder, [self.session], **options)
 
@@ -220,6 +220,20 @@ class WaysToSayIt(Start):
     def test_token_command_is_for_the_configuration_file_alone(self):
         self.setting()
         self.fails_with("token_command", words=("-o", "token_command=echo x"))
+
+    def test_tls_is_spoken_with_whom_cafile_vouches_for_and_with_nobody_else(self):
+        self.setting("--tls")
+        self.assertTrue(self.sandbox.url.startswith("https://"))
+        self.fails_with(r"[Cc]ertificate|SSL|TLS", seconds=40)
+        self.mount.options["cafile"] = self.sandbox.ca_file
+        self.mount.write_config()
+        self.assertEqual(0, self.in_background().status)
+        source = write(os.path.join(self.folder, "bill.pdf"), paper_bytes())
+        wait_for(lambda: "Q1" in os.listdir(self.mount.path), 10, "the session shows")
+        done = run(["cp", source, os.path.join(self.mount.path, "Q1")])
+        self.assertEqual(0, done.status, done)
+        self.assertEqual([sha256_of(source)], self.sandbox.hashes(self.session))
+        self.end_background()
 
     def test_check_says_how_it_is_by_its_exit_status(self):
         self.setting()

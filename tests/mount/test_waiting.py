@@ -151,6 +151,9 @@ class ServiceDies(Waiting):
         self.assertEqual(50, len(os.listdir(self.dir)))
         self.assertEqual({"waiting"}, {attribute(os.path.join(self.dir, n), "state") for n in os.listdir(self.dir)})
         self.assertNotEqual(0, self.mount.command("status", self.mount.path).status, "status says that nothing waits")
+        status = self.mount.status()
+        self.assertEqual((50, 0), (status["waiting"], status["failed"]))
+        self.assertEqual({"waiting"}, {f["state"] for f in status["files"]})
         self.sandbox.control("POST", "/up")
         self.assertEqual(0, self.mount.command("retry", "--all").status)
         self.arrives_once(*papers)
@@ -175,6 +178,16 @@ class ServiceDies(Waiting):
         self.sandbox.control("POST", "/up")
         self.assertEqual(0, self.mount.command("retry", "--all").status)
         self.arrives_once(paper)
+
+    def test_a_file_dropped_into_a_folder_that_was_never_listed_is_listed_with_the_service_away(self):
+        self.setting(2, close_timeout="1s")
+        self.expects(*NETWORK)
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        cold = os.path.join(self.mount.path, "S001")
+        paper = self.paper()
+        self.assertEqual(1, run(["cp", paper, cold]).status)
+        self.assertEqual(["paper.pdf"], os.listdir(cold))
+        self.assertEqual(read(paper), read(os.path.join(cold, "paper.pdf")))
 
     def test_trouble_shorter_than_close_timeout_is_not_noticed(self):
         self.setting(close_timeout="30s")

@@ -425,6 +425,8 @@ static void flight_run(void *arg)
 		uploads_service_answered(m->uploads);
 
 	pthread_mutex_lock(&m->tree.lock);
+	if (!f->is_shown)
+		r = -ENOENT; /* taken off meanwhile */
 	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document)) {
 		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
 		show_change(fl, &c);

@@ -75,6 +75,7 @@ int mount_new(const struct mount_config *config, struct buf *why, struct mount *
 	m->started_wall_ms = clock_wall_ms();
 	memcpy(m->account, config->account, sizeof(m->account));
 	tree_init(&m->tree);
+	pthread_mutex_init(&m->handles_lock, NULL);
 	r = make_pools(m);
 	if (r == 0)
 		r = name_rules_new(m->options->ignore, m->caps->formats, m->options->formats, why, &m->rules);
@@ -417,6 +418,9 @@ void mount_free(struct mount *m)
 	pool_free(m->notices);
 	if (m->fuse)
 		fuse_session_destroy(m->fuse);
+	while (m->handles)
+		handle_free(m, m->handles);
+	pthread_mutex_destroy(&m->handles_lock);
 	tree_release(&m->tree);
 	queue_close(m->queue);
 	content_close(m->content);

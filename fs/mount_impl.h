@@ -60,6 +60,9 @@ struct mount {
 
 	void (*verified)(void *arg, int error, const char *sentence);
 	void *verified_arg;
+
+	pthread_mutex_t handles_lock; /* guards what follows; taken after tree.lock */
+	struct handle *handles;       /* all that are open: the kernel may not come to release them */
 };
 
 /* ---- folder.c ---------------------------------------------------------------------------------------------- */
@@ -104,6 +107,7 @@ void attr_list(struct mount *m, struct node *n, struct buf *ret);
 
 /* An open file or folder; fi->fh. */
 struct handle {
+	struct handle *next, **back; /* in mount->handles */
 	struct entry *entry;       /* held; NULL for a folder or a text */
 	struct folder *folder;     /* held; a session's folder that is open; NULL: the root or one of ours */
 	struct snapshot *snapshot; /* of folder; counted */
@@ -119,7 +123,8 @@ struct handle {
 	int fd;                    /* the document's bytes, or -1 */
 };
 
-struct handle *handle_new(void);
+/* The tree's lock may be held. */
+struct handle *handle_new(struct mount *m);
 void handle_free(struct mount *m, struct handle *h); /* tree.lock not held */
 
 /* ---- local.c: files on their way ---------------------------------------------------------------------------- */

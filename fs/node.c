@@ -95,6 +95,7 @@ static void folder_free(struct folder *f)
 	free(f);
 }
 
+/* As the tree ends: everything goes, whoever held it. */
 static void node_free(struct node *n)
 {
 	switch (n->kind) {
@@ -148,8 +149,15 @@ static void node_free_if_unknown(struct tree *t, struct node *n)
 {
 	if (n->holds > 0 || n->lookups > 0 || n->kind == NODE_ROOT)
 		return;
+	/* An entry holds its folder, so that it never outlives it. */
+	struct folder *f = n->kind == NODE_ENTRY ? ((struct entry *)n)->folder : NULL;
+	struct snapshot *s = n->kind == NODE_FOLDER ? ((struct folder *)n)->snapshot : NULL;
 	index_remove(&t->nodes, n);
+	if (s)
+		snapshot_drop(t, s);
 	node_free(n);
+	if (f)
+		node_drop(t, &f->node);
 }
 
 void node_drop(struct tree *t, struct node *n)
@@ -184,18 +192,48 @@ struct folder *tree_find_folder_named(struct tree *t, const char *name)
 	return NULL;
 }
 
+/* A folder that was taken off and that the kernel still knows is the same folder when it comes again. */
+static struct folder *revive_folder(struct tree *t, uint64_t ino, const struct session *session, const char *name)
+{
+	struct node *n = tree_find(t, ino);
+	struct folder *f = n && n->kind == NODE_FOLDER && !((struct folder *)n)->is_shown ? (struct folder *)n : NULL;
+	struct session copy = { 0 };
+	char *name_copy = f ? strdup(name) : NULL;
+
+	if (!f || !name_copy || session_copy(session, &copy) < 0) {
+		free(name_copy);
+		return NULL;
+	}
+	session_release(&f->session);
+	f->session = copy;
+	free(f->name);
+	f->name = name_copy;
+	f->is_gone = f->entries_loaded = false;
+	f->refresh_error = 0;
+	f->refreshed_ms = f->session_asked_ms = 0;
+	node_hold(&f->node);
+	return f;
+}
+
 struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
 			       enum session_origin origin)
 {
-	struct folder *f = calloc(1, sizeof(*f));
-	if (!f)
+	struct folder *f = revive_folder(t, ino, session, name);
+	if (f) {
+		f->origin = origin;
+	} else if (tree_find(t, ino)) {
 		return NULL;
-	*f = (struct folder){ .node = { .ino = ino, .kind = NODE_FOLDER, .holds = 1 }, .kind = kind, .origin = origin,
-			      .names = INDEX(hash_name), .hidden = INDEX(hash_name), .unlisted = INDEX(hash_document) };
-	f->name = strdup(name);
-	if (!f->name || session_copy(session, &f->session) < 0 || index_put(&t->nodes, &f->node) < 0) {
-		folder_free(f);
-		return NULL;
+	} else {
+		f = calloc(1, sizeof(*f));
+		if (!f)
+			return NULL;
+		*f = (struct folder){ .node = { .ino = ino, .kind = NODE_FOLDER, .holds = 1 }, .kind = kind, .origin = origin,
+				      .names = INDEX(hash_name), .hidden = INDEX(hash_name), .unlisted = INDEX(hash_document) };
+		f->name = strdup(name);
+		if (!f->name || session_copy(session, &f->session) < 0 || index_put(&t->nodes, &f->node) < 0) {
+			folder_free(f);
+			return NULL;
+		}
 	}
 	folder_touch(f);
 	f->is_shown = true;
@@ -214,6 +252,55 @@ struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t i
 	return f;
 }
 
+/* e stands for its document no longer. */
+static void leave_index(struct folder *f, struct entry *e)
+{
+	if (e->document_id)
+		index_remove(&f->unlisted, e);
+	if (e->document < 0 || !f->by_document)
+		return;
+	struct entry **at = &f->by_document[e->document];
+	while (*at && *at != e)
+		at = &(*at)->same;
+	if (*at)
+		*at = e->same;
+	e->same = NULL;
+	e->document = -1;
+}
+
+/* A hidden entry that another one takes the name from. It keeps its document, and gets another name when it comes back. */
+static void take_name_away(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+
+	index_remove(&f->hidden, e);
+	leave_index(f, e);
+	node_drop(t, &e->node);
+}
+
+/* Nothing is shown or kept under any name here. What is open lives on without one. */
+static void forget_entries(struct tree *t, struct folder *f)
+{
+	size_t count = f->names.used + f->hidden.used, n = 0;
+	struct entry *e, **all = malloc((count + 1) * sizeof(*all));
+
+	for (size_t at = 0; all && (e = index_next(&f->names, &at));)
+		all[n++] = e;
+	for (size_t at = 0; all && (e = index_next(&f->hidden, &at));)
+		all[n++] = e;
+	for (size_t i = 0; i < n; i++) {
+		if (all[i]->is_shown)
+			folder_hide_entry(t, all[i], false);
+		else
+			take_name_away(t, all[i]);
+	}
+	free(all); /* without memory they stay until the mount ends, seen by nobody */
+	listing_unref(f->listing);
+	f->listing = NULL;
+	free(f->by_document);
+	f->by_document = NULL;
+}
+
 void tree_hide_folder(struct tree *t, struct folder *f)
 {
 	struct folder **at = f->kind == FOLDER_FAILED ? &t->first_failed : &t->first_folder;
@@ -225,6 +312,7 @@ void tree_hide_folder(struct tree *t, struct folder *f)
 		*at = f->next_shown;
 	f->next_shown = NULL;
 	f->is_shown = false;
+	forget_entries(t, f);
 	if (f->kind == FOLDER_SESSION) {
 		t->folder_count--;
 		t->root_shape++;
@@ -298,16 +386,6 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 		e->is_in_walk = snapshot_add(f->snapshot, e) == 0; /* without memory its readers miss a name, the next walk has it */
 }
 
-/* A hidden entry that another one takes the name from. It keeps its document, and gets another name when it comes back. */
-static void take_name_away(struct tree *t, struct entry *e)
-{
-	struct folder *f = e->folder;
-	index_remove(&f->hidden, e);
-	if (e->document_id)
-		index_remove(&f->unlisted, e);
-	node_drop(t, &e->node);
-}
-
 /* Not in the names yet. */
 static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
 {
@@ -320,7 +398,17 @@ static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, c
 		entry_free(e);
 		return NULL;
 	}
+	node_hold(&f->node);
 	return e;
+}
+
+/* The opposite, for one that nobody has seen. */
+static void entry_undo(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+	index_remove(&t->nodes, &e->node);
+	entry_free(e);
+	node_drop(t, &f->node);
 }
 
 struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name)
@@ -329,8 +417,7 @@ struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, c
 	if (!e)
 		return NULL;
 	if (index_put(&f->names, e) < 0) {
-		index_remove(&t->nodes, &e->node);
-		entry_free(e);
+		entry_undo(t, e);
 		return NULL;
 	}
 	struct entry *reserved = folder_find_hidden(f, name);
@@ -351,8 +438,7 @@ struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t
 			return e;
 		index_remove(&f->hidden, e);
 	}
-	index_remove(&t->nodes, &e->node);
-	entry_free(e);
+	entry_undo(t, e);
 	return NULL;
 }
 
@@ -368,17 +454,7 @@ void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name)
 	forget_snapshot(t, f);
 	if (keeps_name && index_put(&f->hidden, e) == 0)
 		return; /* the folder's hold stays */
-	if (e->document_id)
-		index_remove(&f->unlisted, e);
-	if (e->document >= 0 && f->by_document) {
-		struct entry **at = &f->by_document[e->document];
-		while (*at && *at != e)
-			at = &(*at)->same;
-		if (*at)
-			*at = e->same;
-		e->same = NULL;
-		e->document = -1;
-	}
+	leave_index(f, e);
 	node_drop(t, &e->node);
 }
 
@@ -413,6 +489,7 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 		return -ENOMEM;
 	}
 	free(old_name);
+	node_hold(&to->node);
 	if (reserved)
 		take_name_away(t, reserved);
 	from->shown_count--;
@@ -421,6 +498,7 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 	folder_touch(to);
 	forget_snapshot(t, from);
 	forget_snapshot(t, to);
+	node_drop(t, &from->node);
 	return 0;
 }
 

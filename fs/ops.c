@@ -596,7 +596,7 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 {
 	struct mount *m = mount_of(req);
 	struct opening *o = calloc(1, sizeof(*o));
-	struct handle *h = handle_new();
+	struct handle *h = handle_new(m);
 
 	if (!o || !h) {
 		free(o);
@@ -779,7 +779,7 @@ static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info 
 
 static void open_text(struct mount *m, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct handle *h = handle_new();
+	struct handle *h = handle_new(m);
 
 	if (!h || (fi->flags & O_ACCMODE) != O_RDONLY) {
 		handle_free(m, h);
@@ -822,7 +822,7 @@ static void opened_unknown(fuse_req_t req, void *arg, int error, int fd)
 static void open_for_reading(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_file_info *fi)
 {
 	struct document d;
-	struct handle *h = handle_new();
+	struct handle *h = handle_new(m);
 
 	if (!h) {
 		fuse_reply_err(req, ENOMEM);

@@ -18,7 +18,7 @@
 #define TIMES_AFTER_MS 60000
 #define FOREVER_MS INT64_MAX
 
-struct handle *handle_new(void)
+struct handle *handle_new(struct mount *m)
 {
 	struct handle *h = calloc(1, sizeof(*h));
 	if (!h)
@@ -26,6 +26,12 @@ struct handle *handle_new(void)
 	h->fd = -1;
 	h->text = BUF(64 * 1024 * 1024);
 	pthread_mutex_init(&h->lock, NULL);
+	SCOPED_LOCK(&m->handles_lock);
+	h->next = m->handles;
+	h->back = &m->handles;
+	if (h->next)
+		h->next->back = &h->next;
+	m->handles = h;
 	return h;
 }
 
@@ -33,6 +39,11 @@ void handle_free(struct mount *m, struct handle *h)
 {
 	if (!h)
 		return;
+	pthread_mutex_lock(&m->handles_lock);
+	*h->back = h->next;
+	if (h->next)
+		h->next->back = h->back;
+	pthread_mutex_unlock(&m->handles_lock);
 	pthread_mutex_lock(&m->tree.lock);
 	if (h->entry)
 		node_drop(&m->tree, &h->entry->node);
@@ -47,9 +58,9 @@ void handle_free(struct mount *m, struct handle *h)
 }
 
 /* tree.lock held. */
-static struct handle *open_writer(fuse_req_t req, struct entry *e, struct fuse_file_info *fi)
+static struct handle *open_writer(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_file_info *fi)
 {
-	struct handle *h = handle_new();
+	struct handle *h = handle_new(m);
 	if (!h)
 		return NULL;
 	h->entry = e;
@@ -99,7 +110,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 		e->local = l;
 		l = NULL;
 		f->local_count++;
-		h = open_writer(req, e, fi);
+		h = open_writer(m, req, e, fi);
 	}
 	if (h) {
 		e->node.lookups++;
@@ -228,7 +239,7 @@ static void reply_attr(struct mount *m, fuse_req_t req, struct node *n)
 static void finish_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_file_info *fi)
 {
 	pthread_mutex_lock(&m->tree.lock);
-	struct handle *h = e->local ? open_writer(req, e, fi) : NULL;
+	struct handle *h = e->local ? open_writer(m, req, e, fi) : NULL;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!h)
 		fuse_reply_err(req, e->local ? ENOMEM : EACCES);

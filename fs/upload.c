@@ -525,6 +525,9 @@ static void siblings_tell(struct uploads *u, const struct job *j, const char *do
 		free(other->item.prior_ids);
 		other->item.prior_ids = text;
 		other->version++;
+		/* Nobody can tell whose document it was: should there be no other, the other one's ticket may be used up. */
+		if (other->is_unsure)
+			other->signs_again = true;
 		other->refs++;
 		(void)row_write(u, other); /* logged; what is written before its last step has it too */
 		job_unref(other);
@@ -903,9 +906,20 @@ static void dispatch(struct uploads *u)
 		tick_at(u, probe_ms);
 }
 
-static void job_pause(struct uploads *u, struct job *j, int64_t pause_ms)
+/* When a call ended, and its luck: one for all files in it, so that they come back together and share the next call. */
+struct moment {
+	int64_t now_ms;
+	uint32_t random;
+};
+
+static struct moment moment_now(struct uploads *u)
 {
-	j->due_ms = clock_now_ms() + pause_ms;
+	return (struct moment){ clock_now_ms(), next_random(u) };
+}
+
+static void job_pause(struct uploads *u, struct job *j, int64_t now_ms, int64_t pause_ms)
+{
+	j->due_ms = now_ms + pause_ms;
 	j->item.next_wall_ms = clock_wall_ms() + pause_ms;
 	j->version++;
 	job_place(j, PLACE_PAUSED, &u->paused);
@@ -979,7 +993,7 @@ static void job_failed_here(struct uploads *u, struct job *j, int error, const c
 	j->is_free_to_go = false;
 	buf_addf(&words, "%s: %s", what, strerror(-error));
 	item_blame(j, error == -ENOSPC ? error : -EIO, FAULT_NONE, buf_text(&words) ? buf_text(&words) : what);
-	job_pause(u, j, cap_for_waiting(PAUSE_LOCAL_MS, -1, j->somebody_waits));
+	job_pause(u, j, clock_now_ms(), cap_for_waiting(PAUSE_LOCAL_MS, -1, j->somebody_waits));
 }
 
 static void shortcut_forget(struct uploads *u, struct job *j, bool is_wrong)
@@ -1033,13 +1047,13 @@ static bool is_failure_of_service(const struct fault *f)
 }
 
 static void job_apply(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, struct move m,
-		      uint32_t random)
+		      struct moment when)
 {
 	switch (m.next) {
 	case MOVE_RETRY: {
-		int64_t pause = upload_pause_ms(++j->item.attempts, f->retry_after_ms, random);
+		int64_t pause = upload_pause_ms(++j->item.attempts, f->retry_after_ms, when.random);
 		j->is_retry = true;
-		job_pause(u, j, cap_for_waiting(pause, f->retry_after_ms, j->somebody_waits));
+		job_pause(u, j, when.now_ms, cap_for_waiting(pause, f->retry_after_ms, j->somebody_waits));
 		if (u->gate_is_closed)
 			job_ready(u, j); /* the gate has a clock of its own */
 		break;
@@ -1095,7 +1109,7 @@ static void progress_take_back(struct job *j)
 }
 
 /* A call for the job failed; it is nobody's but the caller's until this has put it somewhere. Gives the lock up. */
-static void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error, uint32_t random)
+static void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error, struct moment when)
 {
 	bool has_effect = trial == TRIAL_ATTACH || trial == TRIAL_SHORTCUT ||
 			  (trial == TRIAL_STORE && u->caps->store_has_effect);
@@ -1128,7 +1142,7 @@ static void job_failed(struct uploads *u, struct job *j, enum trial trial, const
 		j->has_failed_since_wait = false; /* our own limiter had no place */
 		j->progress_ms = clock_now_ms();
 	}
-	job_apply(u, j, trial, f, m, random);
+	job_apply(u, j, trial, f, m, when);
 	tick_for_waiting(u);
 	if (j->place != PLACE_GONE && j->place != PLACE_ENDING)
 		(void)row_write(u, j); /* logged; what it lacks is written before the next step with effect */
@@ -1295,7 +1309,7 @@ static void work_sign(struct uploads *u, struct job *j)
 	if (j->restarts) {
 		work_restart(u, j);
 	} else if (r < 0) {
-		job_failed(u, j, TRIAL_SIGN, &call.fault, r, next_random(u));
+		job_failed(u, j, TRIAL_SIGN, &call.fault, r, moment_now(u));
 	} else {
 		ticket_take(j, &e);
 		job_advance(u, j, UPLOAD_SPOOLED, UPLOAD_SIGNED); /* not written: a ticket that is lost costs one request */
@@ -1367,7 +1381,7 @@ static void work_store(struct uploads *u, struct job *j)
 	}
 	j->is_sent = false;
 	if (r < 0) {
-		job_failed(u, j, TRIAL_STORE, &call.fault, r, next_random(u));
+		job_failed(u, j, TRIAL_STORE, &call.fault, r, moment_now(u));
 		return;
 	}
 	ticket_take(j, &e);
@@ -1559,7 +1573,7 @@ static bool is_innocent(const struct errand *e)
 }
 
 /* Gives the lock up. */
-static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, uint32_t random)
+static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, struct moment when)
 {
 	struct job *j = b->jobs[i];
 	struct errand *e = &b->errands[i];
@@ -1568,7 +1582,7 @@ static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, uin
 	if (e->up.ticket)
 		ticket_take(j, e);
 	if (r < 0) {
-		job_failed(u, j, TRIAL_ATTACH, &b->call.fault, r, random);
+		job_failed(u, j, TRIAL_ATTACH, &b->call.fault, r, when);
 	} else if (e->up.error < 0 && is_innocent(e) && b->count > 1) {
 		/* Something in its request was refused, but not this one: again, without the guilty. */
 		j->is_sent = false;
@@ -1577,9 +1591,9 @@ static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, uin
 		else
 			job_ready(u, j);
 	} else if (e->up.error < 0) {
-		job_failed(u, j, TRIAL_ATTACH, &e->up.fault, e->up.error, random);
+		job_failed(u, j, TRIAL_ATTACH, &e->up.fault, e->up.error, when);
 	} else if (!e->up.document || listing_count(e->up.document) < 1) {
-		job_failed(u, j, TRIAL_ATTACH, &silence, -EPROTO, random); /* a yes that names no document is looked up */
+		job_failed(u, j, TRIAL_ATTACH, &silence, -EPROTO, when); /* a yes that names no document is looked up */
 	} else {
 		line_release(u, j->line);
 		job_done(u, j, e->up.document);
@@ -1612,9 +1626,9 @@ static void line_attach(struct uploads *u, struct line *l, struct batch *b)
 		batch_split(u, b);
 		return;
 	}
-	uint32_t random = next_random(u); /* one pause for all: they come back together */
+	struct moment when = moment_now(u);
 	for (int i = 0; i < b->count; i++)
-		attach_end_one(u, b, i, r, random);
+		attach_end_one(u, b, i, r, when);
 }
 
 /* A listing of document i alone. */
@@ -1654,7 +1668,7 @@ static void shortcut_end_one(struct uploads *u, struct batch *b, int i, struct l
 		job_done(u, j, one);
 		return;
 	}
-	job_failed(u, j, TRIAL_SHORTCUT, &silence, -EPROTO, next_random(u)); /* as above */
+	job_failed(u, j, TRIAL_SHORTCUT, &silence, -EPROTO, moment_now(u)); /* as above */
 }
 
 static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
@@ -1703,12 +1717,12 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 		batch_split(u, b);
 		return;
 	}
-	uint32_t random = next_random(u);
+	struct moment when = moment_now(u);
 	for (int i = 0; i < b->count; i++) {
 		if (!has_memory)
 			job_failed_here(u, b->jobs[i], r, "no memory");
 		else if (r < 0)
-			job_failed(u, b->jobs[i], TRIAL_SHORTCUT, &b->call.fault, r, random);
+			job_failed(u, b->jobs[i], TRIAL_SHORTCUT, &b->call.fault, r, when);
 		else
 			shortcut_end_one(u, b, i, answer);
 	}
@@ -1727,7 +1741,7 @@ static void look_found_nothing(struct uploads *u, struct job *j)
 		return;
 	}
 	if (j->signs_again) {
-		j->signs_again = j->is_conflict = false;
+		j->signs_again = j->is_conflict = j->is_retry = false;
 		item_back_to_spooled(j);
 	}
 	if (j->is_conflict) {
@@ -1786,7 +1800,7 @@ static void look_for_one(struct uploads *u, struct batch *b, int i)
 	} else if (r == -ENOENT) {
 		look_found_nothing(u, j);
 	} else {
-		job_failed(u, j, TRIAL_LOOK, &b->call.fault, r < 0 ? r : -EPROTO, next_random(u));
+		job_failed(u, j, TRIAL_LOOK, &b->call.fault, r < 0 ? r : -EPROTO, moment_now(u));
 	}
 }
 
@@ -1881,13 +1895,13 @@ static void line_looks(struct uploads *u, struct line *l, struct batch *b)
 		for (int i = 0; i < b->count; i++)
 			look_for_one(u, b, i);
 	} else {
-		uint32_t random = next_random(u);
+		struct moment when = moment_now(u);
 		struct fault fault = b->call.fault;
 		for (int i = 0; i < b->count; i++) {
 			if (r == -ENOENT)
 				look_found_nothing(u, b->jobs[i]); /* nor is the session */
 			else
-				job_failed(u, b->jobs[i], TRIAL_LOOK, &fault, r, random);
+				job_failed(u, b->jobs[i], TRIAL_LOOK, &fault, r, when);
 		}
 	}
 }
@@ -2318,7 +2332,8 @@ static void job_begin(struct uploads *u, struct job *j, bool somebody_waits, int
 	if (not_before_ms > now_ms)
 		settle_ms = not_before_ms - now_ms;
 	j->waiting_since_ms = j->progress_ms = now_ms;
-	job_wait(j, somebody_waits);
+	job_wait(j, somebody_waits || j->somebody_waits);
+	somebody_waits = j->somebody_waits; /* somebody may have joined while the row was written */
 	/* Known to be away: one attempt for who waits. A new file may prompt a probe, but not each one. */
 	j->is_free_to_go = somebody_waits && u->is_away && !u->account_is_held;
 	if (is_blocked(u) && now_ms - u->probe_last_ms >= PROBE_AGAIN_MS)
@@ -2351,9 +2366,27 @@ static bool item_is_sound(const struct queue_item *i)
 	       i->step != UPLOAD_ATTACHED;
 }
 
-/* The new version could not be written: the old one is what there is. */
-static void job_put_back(struct uploads *u, struct job *old, enum place place, struct job_list *list)
+/* Puts j into the table in place of `old` (NULL: none), whose row it is about to replace. */
+static int table_replace(struct uploads *u, struct job *old, struct job *j)
 {
+	if (old)
+		index_remove(&u->jobs, old);
+	int r = index_put(&u->jobs, j);
+	if (r < 0 && old)
+		(void)index_put(&u->jobs, old); /* the room it had is there */
+	return r;
+}
+
+/* The new version could not be written: the old one, if any, is what there is. */
+static void table_put_back(struct uploads *u, struct job *old, enum place place, struct job_list *list, struct job *j)
+{
+	job_wait(j, false);
+	job_place(j, PLACE_GONE, NULL);
+	index_remove(&u->jobs, j);
+	job_unref(j);
+	if (!old)
+		return;
+	(void)index_put(&u->jobs, old); /* as above */
 	if (place == PLACE_ENDING && old->is_told && old->item.kind != FILE_FAILED) {
 		list = &u->ending; /* who was about to remove its row may have given up */
 		old->due_ms = clock_now_ms() + REMOVE_AGAIN_MS;
@@ -2362,9 +2395,49 @@ static void job_put_back(struct uploads *u, struct job *old, enum place place, s
 	job_place(old, place, list);
 }
 
+/* Writes the row of a job that nobody works on yet, and begins. Holds the lock, and gives it up meanwhile. */
+static int submit(struct uploads *u, struct job *j, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms)
+{
+	struct job *old = job_find(u, item->ino);
+
+	if (old && !is_replaceable(old))
+		return -EBUSY;
+	int r = table_replace(u, old, j);
+	if (r < 0)
+		return r;
+	/* The old one leaves first, so that nobody writes its row over the new one; its row stays until that is there. */
+	enum place old_place = old ? old->place : PLACE_GONE;
+	struct job_list *old_list = old ? old->list : NULL;
+	j->refs++;
+	j->is_writing = true;
+	if (old) {
+		job_place(old, PLACE_GONE, NULL);
+		row_wait(u, old);
+	}
+	pthread_mutex_unlock(&u->lock);
+	r = queue_put(u->config.queue, item);
+	pthread_mutex_lock(&u->lock);
+	row_let_go(u, j);
+	if (r < 0) {
+		table_put_back(u, old, old_place, old_list, j);
+		return r;
+	}
+	if (old)
+		job_drop(u, old);
+	if (j->item.kind == FILE_FAILED)
+		job_place(j, PLACE_FAILED, &u->failed);
+	else
+		job_begin(u, j, somebody_waits, not_before_ms);
+	dispatch(u);
+	if (u->is_drained)
+		tick_now(u);
+	return 0;
+}
+
 int uploads_submit(struct uploads *u, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms)
 {
-	struct job *j = NULL, *old;
+	CLEANUP(queue_item_release) struct queue_item row = { 0 };
+	struct job *j = NULL;
 
 	if (!item_is_sound(item))
 		return -EINVAL;
@@ -2373,45 +2446,14 @@ int uploads_submit(struct uploads *u, const struct queue_item *item, bool somebo
 		return r;
 	if (not_before_ms > clock_now_ms())
 		j->item.next_wall_ms = clock_wall_ms() + (not_before_ms - clock_now_ms());
-	pthread_mutex_lock(&u->lock);
+	r = queue_item_copy(&j->item, &row); /* a rename may change the job's while its row is written */
+	SCOPED_LOCK(&u->lock);
 	j->line = line_get(u, item->session_id);
-	old = job_find(u, item->ino);
-	if (!j->line || (old && !is_replaceable(old))) {
-		r = j->line ? -EBUSY : -ENOMEM;
-		job_unref(j);
-		pthread_mutex_unlock(&u->lock);
-		return r;
-	}
-	/* The old one leaves first, so that nobody writes its row over the new one; its row stays until that is there. */
-	enum place old_place = old ? old->place : PLACE_GONE;
-	struct job_list *old_list = old ? old->list : NULL;
-	if (old) {
-		old->refs++;
-		job_place(old, PLACE_GONE, NULL);
-		row_wait(u, old);
-	}
-	pthread_mutex_unlock(&u->lock);
-	r = queue_put(u->config.queue, &j->item);
-	pthread_mutex_lock(&u->lock);
-	if (old && r == 0)
-		job_drop(u, old);
-	else if (old)
-		job_put_back(u, old, old_place, old_list);
+	if (r == 0 && !j->line)
+		r = -ENOMEM;
 	if (r == 0)
-		r = index_put(&u->jobs, j); /* without memory the row stays for the next mount, which is no loss */
-	if (old)
-		job_unref(old);
-	if (r < 0) {
-		job_unref(j);
-	} else if (j->item.kind == FILE_FAILED) {
-		job_place(j, PLACE_FAILED, &u->failed);
-	} else {
-		job_begin(u, j, somebody_waits, not_before_ms);
-		dispatch(u);
-	}
-	if (u->is_drained)
-		tick_now(u);
-	pthread_mutex_unlock(&u->lock);
+		r = submit(u, j, &row, somebody_waits, not_before_ms);
+	job_unref(j); /* the table has its own */
 	return r;
 }
 

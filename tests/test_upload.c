@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <ftw.h>
 #include <pthread.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1017,6 +1018,123 @@ static void a_failed_file_can_be_discarded(void **state)
 	rig_end();
 }
 
+/* ---- our own disk ------------------------------------------------------------------------------------------ */
+
+static void sql(const char *text)
+{
+	char path[100];
+	sqlite3 *db = NULL;
+
+	(void)snprintf(path, sizeof(path), "%s/state.db", rig.dir);
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_busy_timeout(db, 10000), SQLITE_OK);
+	if (sqlite3_exec(db, text, NULL, NULL, NULL) != SQLITE_OK)
+		fail_msg("%s: %s", text, sqlite3_errmsg(db));
+	(void)sqlite3_close(db);
+}
+
+#define REFUSE(when) "CREATE TRIGGER refuse BEFORE " when " ON file BEGIN SELECT RAISE(FAIL, 'the disk refuses'); END"
+
+static void what_cannot_be_queued_is_told_at_once_and_not_begun(void **state)
+{
+	CLEANUP(queue_item_release) struct queue_item item = { 0 };
+	struct upload_view v;
+
+	rig_begin();
+	sql(REFUSE("INSERT"));
+	make_item(1, "a.pdf", "hello", &item);
+	assert_true(uploads_submit(rig.uploads, &item, true, 0) < 0);
+	nap(30);
+	assert_int_equal(fake_calls_total(rig.backend), 0);
+	assert_int_equal(uploads_view(rig.uploads, 1, &v), -ENOENT);
+	sql("DROP TRIGGER refuse");
+	assert_int_equal(uploads_submit(rig.uploads, &item, true, 0), 0);
+	(void)wait_told(1, UPLOAD_DONE);
+	rig_end();
+}
+
+static void no_last_step_is_sent_that_the_row_does_not_know_of(void **state)
+{
+	rig_begin_with(NULL, 500);
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
+	send_file(1, "a.pdf", "hello", true);
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 1));
+	sql(REFUSE("UPDATE"));
+	fake_let_go(rig.backend, FAKE_UPLOAD_STORE);
+	assert_int_equal(wait_told(1, UPLOAD_WAITING).error, -EIO);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_ATTACH), 0);
+	sql("DROP TRIGGER refuse");
+	assert_int_equal(uploads_retry(rig.uploads, 0), 0);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_STORE), 1);
+	rig_end();
+}
+
+static void a_row_that_will_not_go_sends_nothing_twice(void **state)
+{
+	int waiting, failed;
+
+	rig_begin();
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
+	send_file(1, "a.pdf", "hello", true);
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 1));
+	sql(REFUSE("DELETE"));
+	assert_true(uploads_cancel(rig.uploads, 1, false) < 0); /* it goes on */
+	fake_let_go(rig.backend, FAKE_UPLOAD_STORE);
+	(void)wait_told(1, UPLOAD_DONE);
+	nap(50);
+	uploads_count(rig.uploads, &waiting, &failed);
+	assert_int_equal(waiting, 0);
+	assert_true(row_find(1, NULL));
+	uploads_free(rig.uploads);
+	sql("DROP TRIGGER refuse");
+	forget_told();
+	engine_start(60000);
+	CLEANUP(queue_item_release) struct queue_item row = { 0 };
+	assert_true(row_find(1, &row));
+	assert_int_equal(uploads_submit(rig.uploads, &row, false, 0), 0);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_ATTACH), 1);
+	wait_row_gone(1);
+	rig_end();
+}
+
+static void a_rename_the_disk_refuses_did_not_happen(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.keeps_names = true;
+	rig_begin_with(&caps, 60000);
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
+	send_file(1, "a.pdf", "hello", true);
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 1));
+	sql(REFUSE("UPDATE"));
+	assert_true(uploads_rename(rig.uploads, 1, "s2", "Q2", "b.pdf") < 0);
+	sql("DROP TRIGGER refuse");
+	fake_let_go(rig.backend, FAKE_UPLOAD_STORE);
+	struct told t = wait_told(1, UPLOAD_DONE);
+	assert_string_equal(fake_document_name(rig.backend, t.document_id), "a.pdf");
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	rig_end();
+}
+
+static void a_new_version_after_the_last_event_takes_the_row_over(void **state)
+{
+	rig_begin();
+	for (int i = 0; i < 20; i++) {
+		char text[40];
+		(void)snprintf(text, sizeof(text), "version %d", i);
+		forget_told();
+		send_file(1, "a.pdf", text, true); /* -EBUSY would fail in here */
+		(void)wait_told(1, UPLOAD_DONE);
+		spool_unlink_id(rig.spool_dir, 1);
+	}
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 20);
+	wait_row_gone(1);
+	rig_end();
+}
+
 /* ---- ends -------------------------------------------------------------------------------------------------- */
 
 static void resume_row(void *arg, const struct queue_item *item)
@@ -1136,6 +1254,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_rename_before_the_last_step_is_what_the_service_gets),
 		cmocka_unit_test(another_type_is_signed_anew),
 		cmocka_unit_test(a_failed_file_can_be_discarded),
+		cmocka_unit_test(what_cannot_be_queued_is_told_at_once_and_not_begun),
+		cmocka_unit_test(no_last_step_is_sent_that_the_row_does_not_know_of),
+		cmocka_unit_test(a_row_that_will_not_go_sends_nothing_twice),
+		cmocka_unit_test(a_rename_the_disk_refuses_did_not_happen),
+		cmocka_unit_test(a_new_version_after_the_last_event_takes_the_row_over),
 		cmocka_unit_test(draining_finishes_what_is_under_way_and_counts_the_rest),
 		cmocka_unit_test(a_drain_is_bounded_and_nobody_waits_for_ever),
 		cmocka_unit_test(submitting_what_is_under_way_is_refused),

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "client/base/cleanup.h"
@@ -19,7 +20,7 @@
 #define REFUSED_NAME_MS 60000
 #define RECENT_MS (10 * 60 * 1000)
 #define DETACH_WAIT_MS 10000
-#define RESEND_PAUSE_MS 20
+#define BUSY_MS_MAX 20000
 #define REFUSED_TEXT_BYTES_MAX 16384
 #define SCRATCH_LIFE_MS (7LL * 24 * 3600 * 1000)
 
@@ -274,6 +275,18 @@ bool local_wants_sending(struct mount *m, const struct entry *e)
 
 /* ---- sending ----------------------------------------------------------------------------------------------- */
 
+/* The engine may still be at the last event of the version before: moments. */
+static int submit(struct mount *m, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms)
+{
+	static const struct timespec pause = { .tv_nsec = 5000000 };
+	int64_t end_ms = clock_now_ms() + BUSY_MS_MAX;
+	int r;
+
+	while ((r = uploads_submit(m->uploads, item, somebody_waits, not_before_ms)) == -EBUSY && clock_now_ms() < end_ms)
+		(void)nanosleep(&pause, NULL);
+	return r;
+}
+
 int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits, int64_t not_before_ms)
 {
 	CLEANUP(queue_item_release) struct queue_item item = { 0 };
@@ -355,10 +368,9 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 		e->folder->local_count++;
 	}
 	pthread_mutex_unlock(&m->tree.lock);
-	r = uploads_submit(m->uploads, &item, somebody_waits, not_before_ms);
+	r = submit(m, &item, somebody_waits, not_before_ms);
 	if (r < 0) {
-		if (r != -EBUSY)
-			log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
+		log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
 		pthread_mutex_lock(&m->tree.lock);
 		e->local->is_submitted = false;
 		e->local->is_dirty = true;
@@ -510,9 +522,6 @@ static void resend_job(void *arg)
 {
 	struct entry_job *j = arg;
 	int r = local_submit(j->m, j->entry, NULL, NULL, true, 0);
-	/* The engine is still at the event that told us to. */
-	if (r == -EBUSY && pool_run_later(j->m->disk, RESEND_PAUSE_MS, resend_job, entry_job_free, j) == 0)
-		return;
 	if (r != 0) {
 		pthread_mutex_lock(&j->m->tree.lock);
 		struct local *l = j->entry->local;
@@ -603,6 +612,11 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		detach_id = strdup(item->supersedes_id);
 	bool sends_again = l->sends_again;
 	l->sends_again = false;
+	if (!sends_again && !l->is_unlinked) {
+		/* A document from here on, before any closer hears of it. */
+		f->local_count--;
+		l->counted_out = true;
+	}
 	if (spool_id(l->spool) == item->spool_id)
 		sent = spool_ref(l->spool);
 	if (l->is_unlinked) {
@@ -636,13 +650,9 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	if (!sends_again)
 		park_wake(m->park, &l->closers, 0);
 	pthread_mutex_lock(&t->lock);
-	if (!sends_again && !is_removed) {
-		f->local_count--;
-		l->counted_out = true;
-		if (l->handles == 0) {
-			e->local = NULL;
-			local_free(l);
-		}
+	if (e->local == l && l->counted_out && l->handles == 0 && !l->is_submitted && !l->is_dirty) {
+		e->local = NULL;
+		local_free(l);
 	}
 	if (e->node.lookups > 0)
 		notice_inode(m, e->node.ino);

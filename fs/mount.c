@@ -2,11 +2,16 @@
 #include "fs/mount_impl.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
@@ -367,6 +372,26 @@ static void say_what_is_left(struct mount *m)
 		log_warning("%d temporary file%s bytes and stays on this machine", scratch, scratch == 1 ? " holds" : "s hold");
 }
 
+/* Takes the mount off the tree of names, and keeps the descriptor: closes that wait for an upload still hear how it went, and no thread
+ * writes to a number that is somebody else's by then. fuse_session_destroy() closes it. */
+static void detach(struct mount *m)
+{
+	struct pollfd gone = { .fd = fuse_session_fd(m->fuse) };
+	const char *path = m->options->mountpoint;
+	pid_t pid;
+
+	if (poll(&gone, 1, 0) == 1 && (gone.revents & POLLERR))
+		return; /* fusermount3 -u was faster */
+	if (umount2(path, MNT_DETACH) == 0)
+		return;
+	char *const argv[] = { "fusermount3", "-u", "-z", "-q", "--", (char *)path, NULL };
+	int r = posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
+	if (r == 0)
+		(void)waitpid(pid, NULL, 0); /* it says itself what is wrong */
+	else
+		log_warning("%s could not be unmounted: %s", path, strerror(r));
+}
+
 int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const char *sentence), void *arg)
 {
 	struct signals signals;
@@ -391,7 +416,7 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	m->is_served = false;
 	pthread_mutex_unlock(&m->tree.lock);
 	state_set_draining(m->state);
-	fuse_session_unmount(m->fuse);
+	detach(m);
 	local_save_all(m);
 	(void)uploads_drain(m->uploads, DRAIN_MS);
 	backend_stop(m->backend);

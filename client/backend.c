@@ -13,9 +13,9 @@
 
 enum { ID_BYTES_MAX = 200, NAME_BYTES_MAX = 1024 };
 
-extern const struct backend_ops raydocs_backend;
+extern const struct backend_ops raydocs_backend, rossum_backend;
 
-static const struct backend_ops *const table[] = { &raydocs_backend };
+static const struct backend_ops *const table[] = { &raydocs_backend, &rossum_backend };
 
 enum { TABLE_COUNT = sizeof(table) / sizeof(table[0]) };
 

@@ -170,6 +170,6 @@ int64_t json_number(const cJSON *object, const char *key, int64_t otherwise);
 bool json_bool(const cJSON *object, const char *key, bool otherwise);
 const cJSON *json_get(const cJSON *object, const char *key);
 
-extern const struct service raydocs_service;
+extern const struct service raydocs_service, rossum_service;
 
 #endif

@@ -14,16 +14,19 @@
 static const char usage[] =
 	"usage: sessionfs-sandbox [options]\n"
 	"\n"
-	"  --port N --storage-port N --control-port N   0 or absent: any free port\n"
+	"  --port N --storage-port N --rossum-port N --control-port N   0 or absent: any free port\n"
 	"  --state DIR         keeps what there is across restarts\n"
 	"  --tls               https for the services, with a certificate of its own\n"
 	"  --cert F --key F    or with this one (PEM)\n"
 	"  --make-cert DIR     puts its own cert.pem and key.pem there; implies --tls\n"
 	"  --seed-demo         an account to look at\n"
 	"  --latency MS        before each answer\n"
-	"  --rate N|off        API requests a minute (100)\n"
+	"  --rate N|off        API requests a minute (100); off: Rossum's are not limited either\n"
+	"  --rossum-rate N|off Rossum's requests a second (10)\n"
 	"  --token-file FILE   where the demo's token is written, readable by you alone\n"
-	"  --ports-file FILE   API_URL=, STORAGE_URL=, CONTROL_URL=, TOKEN_FILE=, CA_FILE= lines, once it listens\n"
+	"  --rossum-token-file FILE   where Rossum's is\n"
+	"  --ports-file FILE   API_URL=, STORAGE_URL=, CONTROL_URL=, TOKEN_FILE=, CA_FILE=, ROSSUM_URL=,\n"
+	"                      ROSSUM_TOKEN_FILE= lines, once it listens\n"
 	"  --help\n"
 	"\n"
 	"It stays in the foreground until SIGTERM or SIGINT.\n"
@@ -31,8 +34,8 @@ static const char usage[] =
 
 struct wishes {
 	struct sandbox_options options;
-	const char *token_file, *ports_file;
-	bool demo;
+	const char *token_file, *rossum_token_file, *ports_file;
+	bool demo, rossum_is_set; /* its rate */
 };
 
 static void print_help(void)
@@ -61,6 +64,7 @@ static int parse_options(int argc, char **argv, struct wishes *w)
 		{ "port", required_argument, NULL, 'p' },
 		{ "storage-port", required_argument, NULL, 's' },
 		{ "control-port", required_argument, NULL, 'c' },
+		{ "rossum-port", required_argument, NULL, 'o' },
 		{ "state", required_argument, NULL, 'd' },
 		{ "tls", no_argument, NULL, 't' },
 		{ "cert", required_argument, NULL, 'C' },
@@ -69,7 +73,9 @@ static int parse_options(int argc, char **argv, struct wishes *w)
 		{ "seed-demo", no_argument, NULL, 'D' },
 		{ "latency", required_argument, NULL, 'l' },
 		{ "rate", required_argument, NULL, 'r' },
+		{ "rossum-rate", required_argument, NULL, 'R' },
 		{ "token-file", required_argument, NULL, 'T' },
+		{ "rossum-token-file", required_argument, NULL, 'O' },
 		{ "ports-file", required_argument, NULL, 'P' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
@@ -78,8 +84,8 @@ static int parse_options(int argc, char **argv, struct wishes *w)
 	int c, index = 0, r = 0;
 	while ((c = getopt_long(argc, argv, "", known, &index)) != -1 && r == 0) {
 		long n = 0;
-		if (strchr("pscl", c) != NULL || (c == 'r' && strcmp(optarg, "off") != 0))
-			r = parse_number(known[index].name, optarg, strchr("psc", c) != NULL ? 65535 : 100000000, &n);
+		if (strchr("pscol", c) != NULL || (strchr("rR", c) != NULL && strcmp(optarg, "off") != 0))
+			r = parse_number(known[index].name, optarg, strchr("psco", c) != NULL ? 65535 : 100000000, &n);
 		switch (c) {
 		case 'p':
 			o->api_port = (int)n;
@@ -89,6 +95,9 @@ static int parse_options(int argc, char **argv, struct wishes *w)
 			break;
 		case 'c':
 			o->control_port = (int)n;
+			break;
+		case 'o':
+			o->rossum_port = (int)n;
 			break;
 		case 'd':
 			o->state_dir = optarg;
@@ -114,9 +123,18 @@ static int parse_options(int argc, char **argv, struct wishes *w)
 			break;
 		case 'r':
 			o->rate = n;
+			if (n == 0 && !w->rossum_is_set)
+				o->rossum_rate = 0;
+			break;
+		case 'R':
+			o->rossum_rate = n;
+			w->rossum_is_set = true;
 			break;
 		case 'T':
 			w->token_file = optarg;
+			break;
+		case 'O':
+			w->rossum_token_file = optarg;
 			break;
 		case 'P':
 			w->ports_file = optarg;
@@ -153,29 +171,53 @@ static int write_file(const char *path, const char *text)
 	return r;
 }
 
+/* path or token may be NULL: nothing is written then. */
+static int write_token(const char *path, const char *token)
+{
+	char *line = NULL;
+	if (path == NULL || token == NULL)
+		return 0;
+	int r = asprintf(&line, "%s\n", token) < 0 ? -ENOMEM : write_file(path, line);
+	free(line);
+	return r;
+}
+
+static const char *or_nothing(const char *text)
+{
+	return text == NULL ? "" : text;
+}
+
 static int announce(struct sandbox *s, const struct wishes *w)
 {
-	char *token = NULL, *text = NULL, *ports = NULL;
+	char *token = NULL, *text = NULL, *ports = NULL, *rossum_token = NULL, *rossum_text = NULL;
 	int r = 0;
 	if (w->demo)
 		r = sandbox_seed_demo(s, &token, &text);
-	if (r == 0 && w->token_file != NULL && token != NULL) {
-		char *line = NULL;
-		r = asprintf(&line, "%s\n", token) < 0 ? -ENOMEM : write_file(w->token_file, line);
-		free(line);
-	}
+	if (r == 0 && w->demo)
+		r = sandbox_seed_rossum_demo(s, &rossum_token, &rossum_text);
+	if (r == 0)
+		r = write_token(w->token_file, token);
+	if (r == 0)
+		r = write_token(w->rossum_token_file, rossum_token);
 	const char *ca = sandbox_cert_file(s);
-	if (r == 0 && asprintf(&ports, "API_URL=%s\nSTORAGE_URL=%s\nCONTROL_URL=%s\nTOKEN_FILE=%s\nCA_FILE=%s\n",
+	if (r == 0 && asprintf(&ports,
+			       "API_URL=%s\nSTORAGE_URL=%s\nCONTROL_URL=%s\nTOKEN_FILE=%s\nCA_FILE=%s\n"
+			       "ROSSUM_URL=%s/api/v1\nROSSUM_TOKEN_FILE=%s\n",
 			       sandbox_url(s, "api"), sandbox_url(s, "storage"), sandbox_url(s, "control"),
-			       w->token_file == NULL ? "" : w->token_file, ca == NULL ? "" : ca) < 0)
+			       or_nothing(w->token_file), or_nothing(ca), sandbox_url(s, "rossum"),
+			       or_nothing(w->rossum_token_file)) < 0)
 		r = -ENOMEM;
 	if (r == 0) {
 		printf("%s", ports);
 		if (text != NULL)
 			printf("%s", text);
+		if (rossum_text != NULL)
+			printf("%s", rossum_text);
 		/* The token opens nothing but this sandbox; shown only where no file was asked for. */
 		if (token != NULL && w->token_file == NULL)
 			printf("token      %s\n", token);
+		if (rossum_token != NULL && w->rossum_token_file == NULL)
+			printf("rossum     %s\n", rossum_token);
 		fflush(stdout);
 	}
 	if (r == 0 && w->ports_file != NULL)
@@ -183,12 +225,14 @@ static int announce(struct sandbox *s, const struct wishes *w)
 	free(ports);
 	free(token);
 	free(text);
+	free(rossum_token);
+	free(rossum_text);
 	return r;
 }
 
 int main(int argc, char **argv)
 {
-	struct wishes w = { .options = { .rate = 100 } };
+	struct wishes w = { .options = { .rate = 100, .rossum_rate = 10 } };
 	if (parse_options(argc, argv, &w) < 0)
 		return 2;
 	sigset_t ends;

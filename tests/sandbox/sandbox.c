@@ -28,7 +28,7 @@
 #include <unistd.h>
 #include <uthash.h>
 
-static const struct service *const services[] = { &raydocs_service };
+static const struct service *const services[] = { &raydocs_service, &rossum_service };
 
 #define ORIGINS_MAX 8
 #define LOG_MAX 200000
@@ -113,7 +113,7 @@ struct sandbox {
 	bool dir_is_temporary;
 	char *tls_cert, *tls_key;
 	unsigned char secret[32];
-	long rate, latency_ms;          /* as started with */
+	long rate, rossum_rate, latency_ms; /* as started with */
 	pthread_mutex_t listeners_lock; /* taken before lock, never inside it */
 	pthread_t saver;
 	bool has_saver;
@@ -1385,6 +1385,10 @@ static void set_started_with(struct sandbox *s)
 		cJSON_AddNumberToObject(in, "rate.limit", (double)s->rate);
 	else
 		cJSON_AddStringToObject(in, "rate.limit", "off");
+	if (s->rossum_rate > 0)
+		cJSON_AddNumberToObject(in, "rossum.rate", (double)s->rossum_rate);
+	else
+		cJSON_AddStringToObject(in, "rossum.rate", "off");
 	if (s->latency_ms > 0)
 		cJSON_AddNumberToObject(in, "latency_ms", (double)s->latency_ms);
 	(void)set_switches(s, in, &said); /* both exist and take numbers */
@@ -1818,6 +1822,7 @@ static int start(struct sandbox *s, const struct sandbox_options *options)
 	if (r < 0)
 		return r;
 	s->rate = options->rate;
+	s->rossum_rate = options->rossum_rate;
 	s->latency_ms = options->latency_ms;
 	set_started_with(s);
 
@@ -2012,13 +2017,23 @@ long sandbox_count(struct sandbox *s, const char *route)
 	return total;
 }
 
-int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text)
+static int seed_demo(struct sandbox *s, const char *path, char **ret_token, char **ret_text)
 {
 	CLEANUP(json_free) cJSON *out = NULL;
-	int r = say(s, "/demo", cJSON_CreateObject(), &out);
+	int r = say(s, path, cJSON_CreateObject(), &out);
 	if (r < 0)
 		return r;
 	*ret_token = text_copy(json_text(out, "token", ""));
 	*ret_text = text_copy(json_text(out, "text", ""));
 	return 0;
+}
+
+int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text)
+{
+	return seed_demo(s, "/demo", ret_token, ret_text);
+}
+
+int sandbox_seed_rossum_demo(struct sandbox *s, char **ret_token, char **ret_text)
+{
+	return seed_demo(s, "/rossum/demo", ret_token, ret_text);
 }

@@ -7,8 +7,8 @@
 
 /* The services on loopback, for tests and for people without an account.
  *
- * Three origins of Raydocs: "api", "storage" (signed links; another port, so another origin), and
- * "control", where tests and people arrange things; it is neither logged, limited nor delayed. Each listens on
+ * Two origins of Raydocs: "api" and "storage" (signed links; another port, so another origin); one of Rossum, "rossum",
+ * whose base path is /api/v1; and "control", where tests and people arrange things; it is neither logged, limited nor delayed. Each listens on
  * 127.0.0.1. Written from the services' documentation and not from our client, so that the two can't share a mistake;
  * strict: what the documentation does not allow is refused.
  *
@@ -19,13 +19,14 @@
 struct sandbox;
 
 struct sandbox_options {
-	int api_port, storage_port, control_port; /* 0: any free one */
-	const char *state_dir;                    /* made if missing; NULL: nothing outlives sandbox_stop() */
+	int api_port, storage_port, control_port, rossum_port; /* 0: any free one */
+	const char *state_dir; /* made if missing; NULL: nothing outlives sandbox_stop() */
 	bool tls;                                 /* for the services; control is always plain */
 	const char *cert_file, *key_file;         /* PEM, both or neither; NULL with tls: see cert_dir */
 	const char *cert_dir; /* a self-made cert.pem and key.pem are put here; NULL: in a temporary folder */
 	long latency_ms;      /* before each answer of a service */
 	long rate;            /* API requests per minute and client address; 0: no limit */
+	long rossum_rate;     /* Rossum's requests per second; 0: no limit */
 };
 
 /* On success the services listen, and the caller owns *ret. */
@@ -34,7 +35,7 @@ int sandbox_start(const struct sandbox_options *options, struct sandbox **ret);
 /* Ends listeners and requests, stalled ones too, and saves the state. Accepts NULL. */
 void sandbox_stop(struct sandbox *s);
 
-/* "http://127.0.0.1:PORT" of "api", "storage", "control"; good until sandbox_stop(). NULL: no such origin. */
+/* "http://127.0.0.1:PORT" of "api", "storage", "rossum", "control"; good until sandbox_stop(). NULL: no such origin. */
 const char *sandbox_url(const struct sandbox *s, const char *origin);
 
 /* The certificate that answers for the services, good until sandbox_stop(). NULL without tls. */
@@ -71,6 +72,9 @@ long sandbox_count(struct sandbox *s, const char *route);
  * after a reset. *ret_text (the caller frees it) tells what there is, for people; *ret_token is the token. */
 int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
 
+/* The same for Rossum: two queues of one name in two workspaces; user and password are "demo". */
+int sandbox_seed_rossum_demo(struct sandbox *s, char **ret_token, char **ret_text);
+
 #pragma GCC visibility pop
 
 /* The control paths, all JSON. Unknown fields are refused, so that a test can't misspell a wish.
@@ -100,6 +104,21 @@ int sandbox_seed_demo(struct sandbox *s, char **ret_token, char **ret_text);
  *   POST /delete-session {"session"}   POST /delete-document {"document"}
  *   POST /run       {"document" | "session", "at_once": bool}   parsing; at_once: done when this returns
  *   POST /demo                                 what --seed-demo makes
+ *
+ *   Of Rossum, whose part of /state is under "rossum"; ids are numbers, or texts of digits:
+ *   POST /rossum/workspace {"id", "name"}
+ *   POST /rossum/queue {"id", "name", "workspace" (null: none), "status", "accepted_mime_types": [], "fields", "without"}
+ *                    with the id of one there is: changes it; so below
+ *   POST /rossum/user {"username", "password", "queues": [ids] or "all"}
+ *   POST /rossum/token {"token", "user", "expires_in_ms"}   POST /rossum/revoke {"token"}   absent: all
+ *   POST /rossum/annotation {"queue", "id", "filename" or "filename_json", "text" | "base64" | "size" [, "seed"],
+ *                    "count" (with "pattern", "from"), "document" (an id, which may be there), "mime",
+ *                    "status" (one of the 15) or "status_raw" (any text), "attachment_status", "metadata": {},
+ *                    "created_ms", "modified_ms", "fields", "without", "document_fields", "document_without"}
+ *   POST /rossum/replace {"annotation", "filename", "text" | "base64" | "size"}   a new document in its place
+ *   POST /rossum/delete {"annotation" | "queue"}   as if it had never been
+ *   POST /rossum/demo
+ *
  *   GET  /document/ID/content                  the bytes; in-process POST /content {"document"}: as base64
  *
  * A fault rule: which requests, when, and what then.

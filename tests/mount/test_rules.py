@@ -344,6 +344,7 @@ class Sessions(Rules):
         self.assertEqual(0, self.mount.command("refresh", self.mount.path).status)
         wait_for(lambda: "Renamed by the boss" in os.listdir(self.mount.path), 15, "the new name")
         self.assertNotIn(os.path.basename(self.dir), os.listdir(self.mount.path))
+        wait_for(lambda: os.path.isdir(self.dir), 5, "the old name is written down")
         self.assertEqual(["old.pdf"], os.listdir(self.dir))
 
 

@@ -19,7 +19,7 @@ struct archive {
 
 struct member {
 	const unsigned char *name, *data;
-	size_t name_bytes, packed_bytes, bytes;
+	size_t name_bytes, packed_bytes, bytes, crc;
 	unsigned method, flags;
 };
 
@@ -73,6 +73,7 @@ static int read_entry(const struct archive *a, size_t *at, struct member *ret)
 		return -EPROTO;
 	struct member m = { .flags = get16(e + 8),
 			    .method = get16(e + 10),
+			    .crc = get32(e + 16),
 			    .packed_bytes = get32(e + 20),
 			    .bytes = get32(e + 24),
 			    .name_bytes = get16(e + 28),
@@ -107,7 +108,7 @@ static int unpack(const struct member *m, unsigned char **ret)
 		     z.total_out == m->bytes;
 		inflateEnd(&z);
 	}
-	if (!ok) {
+	if (!ok || crc32(0, out, (uInt)m->bytes) != m->crc) {
 		free(out);
 		return -EPROTO;
 	}

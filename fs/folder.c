@@ -247,60 +247,104 @@ static void load_entries(struct mount *m, struct folder *f)
 		(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
 }
 
-/* The session's record as the service has it now. */
-static void apply_session(struct mount *m, struct folder *f, const struct session *s)
+static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
 {
-	struct session fresh = { 0 };
-	char *old_name = NULL;
-	CLEANUP(text_release) char *shown = NULL;
+	struct folder *f = tree_find_folder_named(&m->tree, name);
+	return f && strcmp(f->session.id, but_id) != 0;
+}
 
-	if (session_copy(s, &fresh) < 0)
-		return;
-	pthread_mutex_lock(&m->tree.lock);
-	bool is_renamed = f->is_shown && strcmp(f->session.name, fresh.name) != 0;
-	if (is_renamed) {
-		char safe[NAME_BYTES_MAX + 1], name[NAME_BYTES_MAX + 1];
-		name_make_safe(fresh.name, safe);
-		memcpy(name, safe, sizeof(name));
-		for (int n = 4; tree_find_folder_named(&m->tree, name) && tree_find_folder_named(&m->tree, name) != f && n <= 64; n += 4)
-			name_tell_apart(safe, fresh.id, n, name);
-		if (strcmp(name, f->name) != 0 && (shown = strdup(name))) {
+/* A name for a session in the root. tree.lock held. */
+static void choose_folder_name(struct mount *m, const struct session *s, char ret[NAME_BYTES_MAX + 1])
+{
+	char safe[NAME_BYTES_MAX + 1];
+
+	name_make_safe(s->name ? s->name : "", safe);
+	memcpy(ret, safe, sizeof(safe));
+	if (root_name_is_taken(m, ret, s->id) && s->qualifier)
+		name_qualify(safe, s->qualifier, ret);
+	for (int n = 4; root_name_is_taken(m, ret, s->id) && n <= 64; n += 4)
+		name_tell_apart(safe, s->id, n, ret);
+}
+
+/* The session's record as the service has it now. */
+static bool is_equal_text(const char *a, const char *b)
+{
+	return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+static bool is_equal_session(const struct session *a, const struct session *b)
+{
+	return is_equal_text(a->name, b->name) && is_equal_text(a->status, b->status) && is_equal_text(a->formats, b->formats) &&
+	       is_equal_text(a->template_id, b->template_id) &&
+	       (!b->workspace_id || is_equal_text(a->workspace_id, b->workspace_id)) &&
+	       a->is_closed == b->is_closed && a->updated_ms == b->updated_ms;
+}
+
+/* The folder has the record now. Returns the name it had when that changed (the caller's), else NULL. tree.lock held. */
+static char *take_session(struct mount *m, struct folder *f, struct session *fresh)
+{
+	char name[NAME_BYTES_MAX + 1];
+	char *old_name = NULL, *new_name;
+	struct session was = f->session;
+
+	if (f->is_shown && !is_equal_text(f->session.name, fresh->name)) {
+		choose_folder_name(m, fresh, name);
+		new_name = strcmp(name, f->name) != 0 ? strdup(name) : NULL;
+		if (new_name) {
 			old_name = f->name;
-			f->name = strdup(name);
-			if (!f->name) {
-				f->name = old_name;
-				old_name = NULL;
-			}
+			f->name = new_name;
 			m->tree.root_shape++;
+			notice_entry(m, NULL, old_name);
+			notice_inode(m, INO_ROOT);
 		}
 	}
-	struct session was = f->session;
-	f->session = fresh;
-	if (!f->session.workspace_id && was.workspace_id) {
+	/* The id's text stays where it is: it is read without the lock. */
+	f->session = *fresh;
+	f->session.id = was.id;
+	was.id = fresh->id;
+	if (!f->session.workspace_id) {
 		f->session.workspace_id = was.workspace_id;
 		was.workspace_id = NULL;
 	}
-	f->session_asked_ms = clock_now_ms();
-	struct known_session k = { .id = f->session.id, .ino = f->node.ino, .name = strdup(f->name), .server_name = strdup(f->session.name),
-				   .template_id = f->session.template_id, .workspace_id = f->session.workspace_id,
-				   .status = f->session.status, .formats = f->session.formats,
-				   .created_ms = f->session.created_ms, .updated_ms = f->session.updated_ms,
-				   .origin = f->origin, .account_saw_it = true, .is_forgotten = f->origin == ORIGIN_LOOKED_UP };
-	if (old_name)
-		notice_entry(m, NULL, old_name);
-	pthread_mutex_unlock(&m->tree.lock);
 	session_release(&was);
-	/* f->session changes on flights alone, of which there is one a folder: k's borrowed texts stay. */
-	if (k.name && k.server_name) {
-		(void)state_save_session(m->state, m->account, &k); /* logged there */
-		if (old_name)
-			(void)state_save_alias(m->state, k.id, old_name);
+	*fresh = (struct session){ 0 };
+	return old_name;
+}
+
+static void apply_session(struct mount *m, struct folder *f, const struct session *s)
+{
+	CLEANUP(session_release) struct session fresh = { 0 }, kept = { 0 };
+	CLEANUP(text_release) char *old_name = NULL, *name = NULL;
+	struct known_session k = { .ino = f->node.ino, .account_saw_it = true };
+
+	if (session_copy(s, &fresh) < 0 || session_copy(s, &kept) < 0)
+		return;
+	pthread_mutex_lock(&m->tree.lock);
+	f->session_asked_ms = clock_now_ms();
+	if (is_equal_session(&f->session, s)) {
+		pthread_mutex_unlock(&m->tree.lock);
+		return;
 	}
-	if (old_name)
-		log_info("session %s is called '%s' now, and answers to '%s' too", k.id, k.name, old_name);
-	free(k.name);
-	free(k.server_name);
-	free(old_name);
+	old_name = take_session(m, f, &fresh);
+	name = strdup(f->name);
+	k.origin = f->origin;
+	pthread_mutex_unlock(&m->tree.lock);
+	k.id = kept.id;
+	k.name = name;
+	k.server_name = kept.name;
+	k.template_id = kept.template_id;
+	k.workspace_id = kept.workspace_id;
+	k.status = kept.status;
+	k.formats = kept.formats;
+	k.created_ms = kept.created_ms;
+	k.updated_ms = kept.updated_ms;
+	k.is_forgotten = k.origin == ORIGIN_LOOKED_UP;
+	if (name && kept.name)
+		(void)state_save_session(m->state, m->account, &k); /* logged there */
+	if (old_name) {
+		(void)state_save_alias(m->state, kept.id, old_name);
+		log_info("session %s is called '%s' now, and answers to '%s' too", kept.id, name ? name : "", old_name);
+	}
 }
 
 static void on_session(void *arg, const struct session *s)
@@ -510,25 +554,6 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since
 
 /* ---- sessions ---------------------------------------------------------------------------------------------- */
 
-static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
-{
-	struct folder *f = tree_find_folder_named(&m->tree, name);
-	return f && strcmp(f->session.id, but_id) != 0;
-}
-
-/* A name for a session in the root. tree.lock held. */
-static void choose_folder_name(struct mount *m, const struct session *s, char ret[NAME_BYTES_MAX + 1])
-{
-	char safe[NAME_BYTES_MAX + 1];
-
-	name_make_safe(s->name ? s->name : "", safe);
-	memcpy(ret, safe, sizeof(safe));
-	if (root_name_is_taken(m, ret, s->id) && s->qualifier)
-		name_qualify(safe, s->qualifier, ret);
-	for (int n = 4; root_name_is_taken(m, ret, s->id) && n <= 64; n += 4)
-		name_tell_apart(safe, s->id, n, ret);
-}
-
 int folder_add_session(struct mount *m, const struct session *session, enum session_origin origin, struct folder **ret)
 {
 	char name[NAME_BYTES_MAX + 1];
@@ -538,6 +563,21 @@ int folder_add_session(struct mount *m, const struct session *session, enum sess
 	struct known_session *all = NULL;
 	int count = 0;
 
+	pthread_mutex_lock(&m->tree.lock);
+	struct folder *shown = tree_find_folder(&m->tree, session->id);
+	if (shown && (shown->origin == ORIGIN_LOOKED_UP) != (origin == ORIGIN_LOOKED_UP) && origin != ORIGIN_LOOKED_UP)
+		shown = NULL;
+	if (shown)
+		node_hold(&shown->node);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (shown) {
+		apply_session(m, shown, session);
+		pthread_mutex_lock(&m->tree.lock);
+		node_drop(&m->tree, &shown->node); /* its place in the root holds it */
+		pthread_mutex_unlock(&m->tree.lock);
+		*ret = shown;
+		return 0;
+	}
 	/* One that was here before has its inode number and its name again. */
 	if (state_load_sessions(m->state, m->account, &all, &count) == 0) {
 		for (int i = 0; i < count; i++) {
@@ -663,6 +703,23 @@ static void ask_configured(struct mount *m)
 	}
 }
 
+/* Where the service has a list, a folder that it lacks leaves, unless something waits for it. */
+static void hide_unlisted(struct mount *m, const struct session_list *all)
+{
+	SCOPED_LOCK(&m->tree.lock);
+	for (struct folder *next, *f = m->tree.first_folder; f; f = next) {
+		bool is_listed = false;
+		next = f->next_shown;
+		for (int i = 0; i < all->count && !is_listed; i++)
+			is_listed = strcmp(all->items[i].id, f->session.id) == 0;
+		if (is_listed || f->origin == ORIGIN_LOOKED_UP || f->local_count > 0)
+			continue;
+		notice_entry(m, NULL, f->name);
+		notice_inode(m, INO_ROOT);
+		tree_hide_folder(&m->tree, f);
+	}
+}
+
 /* Asks for the list of all sessions, where there is one or where one may be guessed. */
 static void ask_list(struct mount *m)
 {
@@ -682,6 +739,8 @@ static void ask_list(struct mount *m)
 		if (folder_add_session(m, &all.items[i],
 				       m->caps->sessions == SESSIONS_LISTED ? ORIGIN_LISTED : ORIGIN_DISCOVERED, &f) < 0)
 			break;
+	if (m->caps->sessions == SESSIONS_LISTED)
+		hide_unlisted(m, &all);
 	session_list_release(&all);
 }
 

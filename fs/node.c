@@ -204,8 +204,11 @@ static struct folder *revive_folder(struct tree *t, uint64_t ino, const struct s
 		free(name_copy);
 		return NULL;
 	}
+	char *id = f->session.id; /* its text stays where it is: it is read without the lock */
+	f->session.id = copy.id;
 	session_release(&f->session);
 	f->session = copy;
+	f->session.id = id;
 	free(f->name);
 	f->name = name_copy;
 	f->is_gone = f->entries_loaded = false;

@@ -94,18 +94,23 @@ int local_save(struct mount *m, struct entry *e)
 {
 	CLEANUP(queue_item_release) struct queue_item item = { 0 };
 	CLEANUP(spool_release) struct spool *s = NULL;
-	int r = 0;
+	bool needs_row = false;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
-	bool needs_row = l && e->is_shown && !l->is_submitted && !entry_document_id(e) && l->kind != FILE_FAILED;
-	if (l)
-		s = spool_ref(l->spool);
-	if (needs_row)
-		r = make_item(m, e, e->folder, e->name, FILE_SCRATCH, &item);
+	if (e->local)
+		s = spool_ref(e->local->spool);
 	pthread_mutex_unlock(&m->tree.lock);
-	if (s && r == 0)
-		r = spool_sync(s);
+	int r = s ? spool_sync(s) : 0;
+	if (!s || r < 0)
+		return r;
+	SCOPED_LOCK(&m->rows_lock); /* what is sent meanwhile has a row of its own, which must not be written over */
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = e->local;
+	if (l && l->spool == s && e->is_shown && !l->is_submitted && !entry_document_id(e) && l->kind != FILE_FAILED) {
+		needs_row = true;
+		r = make_item(m, e, e->folder, e->name, FILE_SCRATCH, &item);
+	}
+	pthread_mutex_unlock(&m->tree.lock);
 	if (!needs_row || r < 0)
 		return r;
 	item.size_bytes = spool_size(s);
@@ -195,7 +200,7 @@ void local_save_all(struct mount *m)
 
 struct drop_job {
 	struct mount *m;
-	uint64_t ino;
+	uint64_t ino, sent_spool_id;
 	struct spool *spool;
 };
 
@@ -207,41 +212,95 @@ static void drop_run(void *arg)
 		r = queue_remove(j->m->queue, j->ino); /* always: one may be on its way from local_save() */
 	if (r < 0)
 		log_warning("queue: the row of a removed file stays; it is set aside at the next start");
+	if (j->sent_spool_id && j->sent_spool_id != spool_id(j->spool))
+		spool_unlink_id(j->m->spool_dir, j->sent_spool_id);
 	spool_unlink(j->spool);
 	spool_unref(j->spool);
 	free(j);
 }
 
+/* tree.lock held. */
+static void drop_later(struct mount *m, const struct entry *e)
+{
+	struct drop_job *j = malloc(sizeof(*j));
+	if (!j)
+		return;
+	*j = (struct drop_job){ m, e->node.ino, e->local->sent_spool_id, spool_ref(e->local->spool) };
+	if (pool_run(m->disk, drop_run, j) < 0) {
+		spool_unref(j->spool);
+		free(j);
+	}
+}
+
 void local_drop(struct mount *m, struct entry *e)
 {
-	struct local *l = e->local;
-	struct drop_job *j = malloc(sizeof(*j));
-
 	e->folder->local_count--;
-	if (j) {
-		*j = (struct drop_job){ m, e->node.ino, spool_ref(l->spool) };
-		if (pool_run(m->disk, drop_run, j) < 0) {
-			spool_unref(j->spool);
-			free(j);
-		}
-	}
+	drop_later(m, e);
 	folder_hide_entry(&m->tree, e, false);
+}
+
+void local_free_if_done(struct entry *e)
+{
+	struct local *l = e->local;
+	if (!l || !l->counted_out || l->is_dirty || l->is_submitted || l->handles > 0 || l->pins > 0)
+		return;
+	e->local = NULL;
+	spool_unlink(l->spool); /* in the content cache, most times */
+	local_free(l);
+}
+
+struct local *local_pin(struct entry *e)
+{
+	e->local->pins++;
+	return e->local;
+}
+
+void local_unpin(struct entry *e, struct local *l)
+{
+	l->pins--;
+	if (e->local == l)
+		local_free_if_done(e);
+	else if (l->pins == 0)
+		local_free(l);
+}
+
+void local_release(struct entry *e)
+{
+	struct local *l = e->local;
+	e->local = NULL;
+	if (l->pins == 0)
+		local_free(l);
 }
 
 int local_remove(struct mount *m, struct entry *e)
 {
 	struct tree *t = &m->tree;
-	CLEANUP(text_release) char *name = NULL;
 
+	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL;
+
+	pthread_mutex_lock(&m->rows_lock);
 	pthread_mutex_lock(&t->lock);
-	struct local *l = e->local;
-	bool is_local = l && !l->counted_out && e->is_shown;
+	struct folder *f = e->folder;
+	bool is_local = e->local && !e->local->counted_out && e->is_shown;
+	struct local *l = is_local ? local_pin(e) : NULL;
 	bool is_submitted = is_local && l->is_submitted;
 	if (is_submitted)
 		l->is_unlinked = true;
+	/* An earlier version that this open file sent goes along. */
+	if (is_local && entry_document_id(e) && !e->was_there_before && m->options->remove != REMOVE_NO && m->caps->detaches &&
+	    e->attached_ms > 0 && clock_now_ms() - e->attached_ms < RECENT_MS) {
+		old_id = strdup(entry_document_id(e));
+		old_sha256 = old_id ? local_copy_sha256(f, old_id) : NULL;
+	}
+	node_hold(&f->node);
 	pthread_mutex_unlock(&t->lock);
-	if (!is_local)
+	if (!is_local) {
+		pthread_mutex_unlock(&m->rows_lock);
+		pthread_mutex_lock(&t->lock);
+		node_drop(t, &f->node);
+		pthread_mutex_unlock(&t->lock);
 		return -ENOENT;
+	}
 	int r = is_submitted ? uploads_cancel(m->uploads, e->node.ino, false) : 0;
 	pthread_mutex_lock(&t->lock);
 	if (r == -EINPROGRESS && l->is_submitted && e->is_shown) {
@@ -260,8 +319,15 @@ int local_remove(struct mount *m, struct entry *e)
 		l->is_unlinked = false;
 	}
 	pthread_mutex_unlock(&t->lock);
+	pthread_mutex_unlock(&m->rows_lock);
 	if (r == 0)
 		park_wake(m->park, &l->closers, -ECANCELED);
+	if (r == 0 && old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+		log_warning("document %s, an earlier version of a removed file, could not be detached", old_id);
+	pthread_mutex_lock(&t->lock);
+	local_unpin(e, l);
+	node_drop(t, &f->node);
+	pthread_mutex_unlock(&t->lock);
 	return r;
 }
 
@@ -287,95 +353,120 @@ static int submit(struct mount *m, const struct queue_item *item, bool somebody_
 	return r;
 }
 
+/* Its bytes are a document's. tree.lock held. */
+static void count_out(struct entry *e)
+{
+	if (e->local->counted_out)
+		return;
+	e->local->counted_out = true;
+	e->folder->local_count--;
+}
+
+/* Puts the version that item stands for into the engine, in place of the one before. l is pinned. As local_submit(). */
+static int submit_version(struct mount *m, struct entry *e, struct local *l, struct queue_item *item, bool is_moved, bool somebody_waits,
+			  int64_t not_before_ms)
+{
+	SCOPED_LOCK(&m->rows_lock);
+	for (bool is_free = false; !is_free;) {
+		pthread_mutex_lock(&m->tree.lock);
+		bool is_wanted = e->is_shown && e->local == l, is_submitted = l->is_submitted;
+		bool is_same = !is_moved && strcmp(l->sent_sha256, item->sha256) == 0;
+		/* The version before this one is a document by now, of the same bytes. */
+		bool is_there = is_wanted && !is_submitted && is_same && entry_document_id(e);
+		/* What was written since is another version. */
+		if (is_there && spool_id(l->spool) == item->spool_id) {
+			l->is_dirty = false;
+			count_out(e);
+		}
+		pthread_mutex_unlock(&m->tree.lock);
+		if (!is_wanted || is_there)
+			return 1;
+		if (!is_submitted)
+			break;
+		if (is_same && uploads_join(m->uploads, item->ino) == 0) {
+			SCOPED_LOCK(&m->tree.lock);
+			if (spool_id(l->spool) == item->spool_id)
+				l->is_dirty = false;
+			return 0;
+		}
+		/* Its row stays until the next version's takes its place. */
+		int r = uploads_cancel(m->uploads, item->ino, true);
+		if (r < 0 && r != -EINPROGRESS && r != -ENOENT)
+			return r;
+		SCOPED_LOCK(&m->tree.lock);
+		/* What was sent becomes a document first; then this version takes its place. local_event() may have been faster. */
+		if (r == -EINPROGRESS && l->is_submitted) {
+			l->sends_again = true;
+			return 0;
+		}
+		is_free = r == 0 || (r == -ENOENT && l->is_submitted);
+	}
+	pthread_mutex_lock(&m->tree.lock);
+	/* What an open file sent may be superseded by its own successor. */
+	const char *document_id = item->supersedes_id || e->was_there_before ? NULL : entry_document_id(e);
+	if (document_id)
+		item->supersedes_id = strdup(document_id);
+	bool is_ready = !document_id || item->supersedes_id;
+	uint64_t old_spool = l->sent_spool_id;
+	if (is_ready) {
+		l->is_submitted = l->has_row = true;
+		if (spool_id(l->spool) == item->spool_id)
+			l->is_dirty = false;
+		l->kind = FILE_PENDING;
+		l->has_verdict = false;
+		l->sent_spool_id = item->spool_id;
+		memcpy(l->sent_sha256, item->sha256, sizeof(l->sent_sha256));
+		if (l->counted_out) {
+			l->counted_out = false;
+			e->folder->local_count++;
+		}
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	int r = is_ready ? submit(m, item, somebody_waits, not_before_ms) : -ENOMEM;
+	if (r == 0) {
+		if (old_spool && old_spool != item->spool_id)
+			spool_unlink_id(m->spool_dir, old_spool);
+		return 0;
+	}
+	log_error("queue: '%s' could not be queued: %s", item->name, strerror(-r));
+	SCOPED_LOCK(&m->tree.lock);
+	l->is_submitted = false;
+	l->is_dirty = true;
+	l->sent_spool_id = old_spool;
+	return r;
+}
+
 int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits, int64_t not_before_ms)
 {
 	CLEANUP(queue_item_release) struct queue_item item = { 0 };
 	CLEANUP(spool_release) struct spool *s = NULL;
-	char sha256[65];
-	int r;
+	struct local *l = NULL;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
-	r = l ? make_item(m, e, to ? to : e->folder, name ? name : e->name, FILE_PENDING, &item) : -ENOENT;
-	if (r == 0)
+	int r = e->local ? make_item(m, e, to ? to : e->folder, name ? name : e->name, FILE_PENDING, &item) : -ENOENT;
+	if (r == 0) {
+		l = local_pin(e);
 		s = spool_ref(l->spool);
-	bool is_submitted = r == 0 && l->is_submitted;
+		l->is_frozen |= spool_size(s) > 0;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r < 0)
 		return r;
-	if (spool_size(s) == 0)
-		return 1;
-	pthread_mutex_lock(&m->tree.lock);
-	if (l->spool == s)
-		l->is_frozen = true;
-	pthread_mutex_unlock(&m->tree.lock);
-	spool_freeze(s);
-	r = spool_sync(s);
-	if (r == 0)
-		r = spool_finish(s, sha256);
-	if (r < 0) {
-		log_error("spool: '%s' could not be brought to disk: %s", item.name, strerror(-r));
-		return r;
+	if (spool_size(s) == 0) {
+		r = 1;
+	} else {
+		spool_freeze(s);
+		r = spool_sync(s);
+		if (r == 0)
+			r = spool_finish(s, item.sha256);
+		if (r < 0)
+			log_error("spool: '%s' could not be brought to disk: %s", item.name, strerror(-r));
+		item.size_bytes = spool_size(s);
+		if (r == 0)
+			r = submit_version(m, e, l, &item, to != NULL, somebody_waits, not_before_ms);
 	}
-	item.size_bytes = spool_size(s);
-	memcpy(item.sha256, sha256, sizeof(item.sha256));
-
-	pthread_mutex_lock(&m->tree.lock);
-	/* The version before this one is a document by now, of the same bytes. */
-	bool is_there = !is_submitted && !to && entry_document_id(e) && strcmp(l->sent_sha256, sha256) == 0;
-	if (is_there)
-		l->is_dirty = false;
-	pthread_mutex_unlock(&m->tree.lock);
-	if (is_there)
-		return 1;
-	if (is_submitted) {
-		pthread_mutex_lock(&m->tree.lock);
-		bool is_same = strcmp(e->local->sent_sha256, sha256) == 0 && !to;
-		pthread_mutex_unlock(&m->tree.lock);
-		if (is_same && uploads_join(m->uploads, item.ino) == 0) {
-			pthread_mutex_lock(&m->tree.lock);
-			e->local->is_dirty = false;
-			pthread_mutex_unlock(&m->tree.lock);
-			return 0;
-		}
-		r = uploads_cancel(m->uploads, item.ino, false);
-		if (r == -EINPROGRESS) {
-			/* What was sent becomes a document first; then this version takes its place. */
-			pthread_mutex_lock(&m->tree.lock);
-			e->local->sends_again = true;
-			pthread_mutex_unlock(&m->tree.lock);
-			return 0;
-		}
-		pthread_mutex_lock(&m->tree.lock);
-		uint64_t old_spool = l->sent_spool_id;
-		pthread_mutex_unlock(&m->tree.lock);
-		if (old_spool && old_spool != item.spool_id)
-			spool_unlink_id(m->spool_dir, old_spool);
-	}
-	pthread_mutex_lock(&m->tree.lock);
-	const char *document_id = entry_document_id(e);
-	/* What an open file sent may be superseded by its own successor. */
-	if (document_id && !e->was_there_before && !item.supersedes_id)
-		item.supersedes_id = strdup(document_id);
-	l->is_submitted = l->has_row = true;
-	l->is_dirty = false;
-	l->kind = FILE_PENDING;
-	l->has_verdict = false;
-	l->sent_spool_id = item.spool_id;
-	memcpy(l->sent_sha256, sha256, sizeof(sha256));
-	if (l->counted_out) {
-		l->counted_out = false;
-		e->folder->local_count++;
-	}
-	pthread_mutex_unlock(&m->tree.lock);
-	r = submit(m, &item, somebody_waits, not_before_ms);
-	if (r < 0) {
-		log_error("queue: '%s' could not be queued: %s", item.name, strerror(-r));
-		pthread_mutex_lock(&m->tree.lock);
-		e->local->is_submitted = false;
-		e->local->is_dirty = true;
-		pthread_mutex_unlock(&m->tree.lock);
-	}
+	SCOPED_LOCK(&m->tree.lock);
+	local_unpin(e, l);
 	return r;
 }
 
@@ -448,40 +539,15 @@ int local_move_document(struct mount *m, struct entry *e, struct folder *to, con
 void local_forget_bytes(struct mount *m, struct entry *e)
 {
 	struct local *l = e->local;
-	struct drop_job *j = malloc(sizeof(*j));
 
-	if (j) {
-		*j = (struct drop_job){ m, e->node.ino, spool_ref(l->spool) };
-		if (pool_run(m->disk, drop_run, j) < 0) {
-			spool_unref(j->spool);
-			free(j);
-		}
-	}
+	drop_later(m, e);
 	l->is_dirty = false;
 	l->is_frozen = true;
 	l->counted_out = true;
-	if (l->handles == 0) {
-		e->local = NULL;
-		local_free(l);
-	}
+	local_free_if_done(e);
 }
 
-int local_detach(struct mount *m, struct folder *f, const char *document_id, int64_t deadline_ms)
-{
-	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
-
-	pthread_mutex_lock(&m->tree.lock);
-	/* Proof that nothing else here stands for it: no other name, and no file under way that may end as the same document. */
-	bool is_wanted = folder_count_names(f, document_id) > 0;
-	pthread_mutex_unlock(&m->tree.lock);
-	if (is_wanted)
-		return 0;
-	int r = backend_detach(m->backend, &call, f->session.id, document_id);
-	return r == -ENOENT ? 0 : r;
-}
-
-/* Is there another local file whose bytes would become the same document? tree.lock held. */
-static bool has_twin(struct folder *f, const struct entry *but, const char *sha256)
+bool local_has_twin(struct folder *f, const struct entry *but, const char *sha256)
 {
 	struct entry *e;
 	for (size_t at = 0; (e = index_next(&f->names, &at));)
@@ -490,13 +556,36 @@ static bool has_twin(struct folder *f, const struct entry *but, const char *sha2
 	return false;
 }
 
+int local_detach(struct mount *m, struct folder *f, const char *document_id, const char *sha256, int64_t deadline_ms)
+{
+	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
+
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_wanted = folder_count_names(f, document_id) > 0 || (sha256 && local_has_twin(f, NULL, sha256));
+	pthread_mutex_unlock(&m->tree.lock);
+	if (is_wanted)
+		return 0;
+	int r = backend_detach(m->backend, &call, f->session.id, document_id);
+	return r == -ENOENT ? 0 : r;
+}
+
+char *local_copy_sha256(const struct folder *f, const char *document_id)
+{
+	struct document d;
+	const struct entry *e = folder_find_document(f, document_id);
+	return e && entry_document(e, &d) && d.sha256 ? strdup(d.sha256) : NULL;
+}
+
 int local_may_remove(struct mount *m, struct entry *e)
 {
 	if (m->options->read_only)
 		return -EROFS;
 	if (m->options->remove == REMOVE_YES && m->caps->detaches)
 		return 0;
-	if (m->options->remove == REMOVE_RECENT && m->caps->detaches && e->attached_wall_ms > 0) {
+	const char *id = entry_document_id(e);
+	bool is_one_of_several = id && folder_count_names(e->folder, id) > 1;
+	if (m->options->remove == REMOVE_RECENT && m->caps->detaches && e->attached_wall_ms > 0 &&
+	    (!e->was_there_before || is_one_of_several)) {
 		int64_t age = clock_wall_ms() - e->attached_wall_ms;
 		if (age >= 0 && age < RECENT_MS)
 			return 0;
@@ -522,12 +611,13 @@ static void resend_job(void *arg)
 {
 	struct entry_job *j = arg;
 	int r = local_submit(j->m, j->entry, NULL, NULL, true, 0);
-	if (r != 0) {
-		pthread_mutex_lock(&j->m->tree.lock);
-		struct local *l = j->entry->local;
-		pthread_mutex_unlock(&j->m->tree.lock);
-		if (l)
-			park_wake(j->m->park, &l->closers, r < 0 ? r : 0);
+	pthread_mutex_lock(&j->m->tree.lock);
+	struct local *l = r != 0 && j->entry->local ? local_pin(j->entry) : NULL;
+	pthread_mutex_unlock(&j->m->tree.lock);
+	if (l) {
+		park_wake(j->m->park, &l->closers, r < 0 ? r : 0);
+		SCOPED_LOCK(&j->m->tree.lock);
+		local_unpin(j->entry, l);
 	}
 	entry_job_free(j);
 }
@@ -576,12 +666,16 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	struct document d;
 	struct local *l = e->local;
 	CLEANUP(spool_release) struct spool *sent = NULL;
-	CLEANUP(text_release) char *detach_id = NULL;
+	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL;
 	struct folder *f = e->folder;
 	bool is_removed = false;
 
 	listing_get(document, 0, &d);
 	pthread_mutex_lock(&t->lock);
+	if (item->supersedes_id && strcmp(item->supersedes_id, d.id) != 0) {
+		old_id = strdup(item->supersedes_id);
+		old_sha256 = local_copy_sha256(f, item->supersedes_id);
+	}
 	/* A rename that its caller no longer waits for: the file has its final name from now on. */
 	struct folder *home = tree_find_folder(t, item->session_id);
 	struct entry *there = home ? folder_find(home, item->name) : NULL;
@@ -599,6 +693,7 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 			f = home;
 		}
 	}
+	node_hold(&f->node);
 	bool was_there = item->prior_ids && has_word(item->prior_ids, d.id) && !is_ours(f, d.id);
 	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
 	l->is_submitted = l->has_row = false;
@@ -608,24 +703,16 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	l->words = NULL;
 	free(l->supersedes_id);
 	l->supersedes_id = NULL;
-	if (item->supersedes_id && strcmp(item->supersedes_id, d.id) != 0)
-		detach_id = strdup(item->supersedes_id);
 	bool sends_again = l->sends_again;
 	l->sends_again = false;
-	if (!sends_again && !l->is_unlinked) {
-		/* A document from here on, before any closer hears of it. */
-		f->local_count--;
-		l->counted_out = true;
-	}
+	/* A document from here on, before any closer hears of it; unless another version has been begun. */
+	if (!sends_again && !l->is_unlinked && !l->is_dirty)
+		count_out(e);
 	if (spool_id(l->spool) == item->spool_id)
 		sent = spool_ref(l->spool);
 	if (l->is_unlinked) {
 		/* Removed while its last step was under way. */
 		is_removed = true;
-		if (!was_there && !has_twin(f, e, item->sha256)) {
-			free(detach_id);
-			detach_id = strdup(d.id);
-		}
 		f->local_count--;
 		folder_hide_entry(t, e, false);
 		drop_taken_back(m, e);
@@ -644,18 +731,17 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		keep_content(m, sent, &d, item->sha256);
 	else
 		spool_unlink_id(m->spool_dir, item->spool_id);
-	if (detach_id && local_detach(m, f, detach_id, clock_now_ms() + DETACH_WAIT_MS) < 0)
-		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, detach_id);
-	log_info("upload: '%s/%s' is there as document %s", f->name, item->name, d.id);
+	if (old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, old_id);
+	if (is_removed && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+		log_warning("upload: '%s' was removed meanwhile, and document %s could not be detached", item->name, d.id);
+	log_info("upload: '%s/%s' is there as document %s", item->session_name ? item->session_name : item->session_id, item->name, d.id);
 	if (!sends_again)
 		park_wake(m->park, &l->closers, 0);
 	pthread_mutex_lock(&t->lock);
-	if (e->local == l && l->counted_out && l->handles == 0 && !l->is_submitted && !l->is_dirty) {
-		e->local = NULL;
-		local_free(l);
-	}
 	if (e->node.lookups > 0)
 		notice_inode(m, e->node.ino);
+	node_drop(t, &f->node);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -826,10 +912,20 @@ void local_fail(struct mount *m, struct entry *e, int error, const char *words)
 	}
 }
 
+/* The engine has another version by now: whoever waits hears of that one. */
+static bool is_overtaken(const struct local *l, const struct queue_item *item)
+{
+	return l->is_submitted && l->sent_spool_id != item->spool_id;
+}
+
 static void on_refused(struct mount *m, struct entry *e, const struct queue_item *item, int error, const char *words)
 {
 	pthread_mutex_lock(&m->tree.lock);
 	struct local *l = e->local;
+	if (is_overtaken(l, item)) {
+		pthread_mutex_unlock(&m->tree.lock);
+		return;
+	}
 	l->is_submitted = false;
 	set_verdict(l, error, words);
 	if (l->is_unlinked) {
@@ -855,10 +951,14 @@ static void on_waiting(struct mount *m, struct entry *e, const struct queue_item
 	park_wake(m->park, &l->closers, error);
 }
 
-static void on_canceled(struct mount *m, struct entry *e)
+static void on_canceled(struct mount *m, struct entry *e, const struct queue_item *item)
 {
 	pthread_mutex_lock(&m->tree.lock);
 	struct local *l = e->local;
+	if (is_overtaken(l, item)) {
+		pthread_mutex_unlock(&m->tree.lock);
+		return;
+	}
 	bool sends_again = l->sends_again;
 	l->is_submitted = false;
 	l->sends_again = false;
@@ -885,12 +985,11 @@ void local_event(void *arg, enum upload_event event, const struct queue_item *it
 	pthread_mutex_lock(&m->tree.lock);
 	struct node *n = tree_find(&m->tree, item->ino);
 	struct entry *e = n && n->kind == NODE_ENTRY ? (struct entry *)n : NULL;
-	if (e && e->local)
+	struct local *l = e && e->local ? local_pin(e) : NULL;
+	if (l)
 		node_hold(&e->node);
-	else
-		e = NULL;
 	pthread_mutex_unlock(&m->tree.lock);
-	if (!e) {
+	if (!l) {
 		if (event == UPLOAD_DONE)
 			log_info("upload: '%s' is there, and no longer here", item->name);
 		return;
@@ -906,12 +1005,13 @@ void local_event(void *arg, enum upload_event event, const struct queue_item *it
 		on_waiting(m, e, item, error, words);
 		break;
 	case UPLOAD_CANCELED:
-		on_canceled(m, e);
+		on_canceled(m, e, item);
 		break;
 	case UPLOAD_MOVED:
 		break; /* attributes are read when asked for */
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	local_unpin(e, l);
 	node_drop(&m->tree, &e->node);
 	pthread_mutex_unlock(&m->tree.lock);
 }
@@ -954,7 +1054,7 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			listing_get(f->listing, i, &d);
 			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
-			if (f == mine)
+			if (f == mine && f->by_document[i]) /* nobody stands for what was detached since */
 				note_prior(&d, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
@@ -1047,7 +1147,8 @@ static void load_item(void *arg, const struct queue_item *item)
 	struct mount *m = ld->m;
 	struct spool *s = NULL;
 
-	if (item->kind == FILE_SCRATCH && clock_wall_ms() - item->mtime_ns / 1000000 > SCRATCH_LIFE_MS) {
+	if (item->kind == FILE_SCRATCH && name_is_scratch(m->rules, item->name) &&
+	    clock_wall_ms() - item->queued_wall_ms > SCRATCH_LIFE_MS) { /* the writer's time may be years ago */
 		log_info("spool: scratch file '%s' was last written a week ago and goes", item->name);
 		spool_unlink_id(m->spool_dir, item->spool_id);
 		(void)queue_remove(m->queue, item->ino);

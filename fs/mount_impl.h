@@ -41,6 +41,10 @@ struct mount {
 	struct fuse_session *fuse;
 	int64_t started_wall_ms;
 
+	/* A local file's row in the queue, what the engine has of it and local->is_submitted change together under this one; taken before tree.lock
+	 * and held while the disk is waited for: worker threads. */
+	pthread_mutex_t rows_lock;
+
 	struct tree tree;
 
 	/* Under tree.lock. */
@@ -156,6 +160,13 @@ void local_drop(struct mount *m, struct entry *e);
 /* Removes a local file: cancels its upload, and drops it; when its last step was sent already, what comes of it is detached. Worker
  * threads; tree.lock not held; e is held by the caller. */
 int local_remove(struct mount *m, struct entry *e);
+/* e->local is not freed until the same number of local_unpin(). tree.lock held. */
+struct local *local_pin(struct entry *e);
+void local_unpin(struct entry *e, struct local *l);
+/* The bytes of what is a document by now go, unless somebody has them in hand. tree.lock held. */
+void local_free_if_done(struct entry *e);
+/* e has no local bytes any more, whatever is open. tree.lock held. */
+void local_release(struct entry *e);
 /* Moves a local file to the failed folder, with why. tree.lock held. */
 void local_fail(struct mount *m, struct entry *e, int error, const char *words);
 /* A failed file goes back into its session's folder, as one that is to be sent when it is closed. tree.lock held. */
@@ -166,8 +177,13 @@ struct folder *local_home(struct mount *m, const struct entry *e);
 struct entry *local_find_refused(struct mount *m, struct folder *f, const char *name);
 /* May this mount detach the document e stands for? 0 or -EPERM (said once in the log). tree.lock held. */
 int local_may_remove(struct mount *m, struct entry *e);
-/* Detaches a document unless something else here stands for its id. Worker threads; tree.lock not held. */
-int local_detach(struct mount *m, struct folder *f, const char *document_id, int64_t deadline_ms);
+/* Detaches a document unless something else here stands for its id: another name, or a file under way with its bytes (sha256, NULL: not
+ * known) that may end as the same document. Worker threads; tree.lock not held; f is held by the caller. */
+int local_detach(struct mount *m, struct folder *f, const char *document_id, const char *sha256, int64_t deadline_ms);
+/* Is another file with these bytes on its way? tree.lock held. */
+bool local_has_twin(struct folder *f, const struct entry *but, const char *sha256);
+/* What is known of a document's bytes, for the two above; NULL: nothing. tree.lock held. */
+char *local_copy_sha256(const struct folder *f, const char *document_id);
 /* Makes e stand for a document: an upload's answer, an attach. tree.lock held. */
 int local_become_document(struct mount *m, struct entry *e, struct listing *document, bool was_there_before);
 /* Makes e stand for document `at` of a listing, that nobody attached anew. tree.lock held. */

@@ -40,6 +40,7 @@ struct local {
 	struct spool *spool;     /* what is written or sent now */
 	enum file_kind kind;
 	int writers, handles;
+	int pins;                /* workers that have it in hand without tree.lock */
 	bool is_dirty;           /* bytes changed since the last submit */
 	bool has_row;            /* the queue's table knows it */
 	bool is_submitted;       /* the upload engine works on it */

@@ -479,25 +479,24 @@ static int attach_copy(struct mount *m, struct entry *e)
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + m->options->close_timeout_ms };
 	struct document d;
 	int at_document = 0;
+	bool was_there = false;
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct local *l = e->local;
 	struct folder *f = e->folder;
-	if (l && l->copy_of) {
+	if (l && l->copy_of && e->is_shown) {
 		from = listing_ref(l->copy_of);
 		at_document = l->copy_at;
 		from_id = l->copy_session_id ? strdup(l->copy_session_id) : NULL;
 		session_id = strdup(f->session.id);
+		listing_get(from, at_document, &d);
+		was_there = folder_count_names(f, d.id) > 0;
 	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!from)
 		return -EAGAIN;
-	if (!session_id)
+	if (!session_id || !from_id)
 		return -ENOMEM;
-	listing_get(from, at_document, &d);
-	pthread_mutex_lock(&m->tree.lock);
-	bool was_there = f->listing && listing_find(f->listing, d.id) >= 0;
-	pthread_mutex_unlock(&m->tree.lock);
 	int r = backend_attach(m->backend, &call, session_id, from_id, &d.id, 1, &attached);
 	if (r < 0 && call.fault.kind != FAULT_INVALID && call.fault.kind != FAULT_GONE && r != -EXDEV && r != -EOPNOTSUPP)
 		return r;
@@ -506,17 +505,14 @@ static int attach_copy(struct mount *m, struct entry *e)
 		return r < 0 ? r : -EAGAIN;
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	if (!e->is_shown || e->local != l || l->copy_of != from) { /* removed, or read and changed meanwhile: its bytes decide */
+		pthread_mutex_unlock(&m->tree.lock);
+		return -EAGAIN;
+	}
 	r = local_become_document(m, e, attached, was_there);
-	listing_unref(l->copy_of);
-	l->copy_of = NULL;
-	l->is_dirty = false;
-	l->is_frozen = true;
-	l->counted_out = true;
-	l->has_verdict = true;
-	l->verdict = 0;
-	l->mtime_ns = d.created_ms >= 0 ? e->mtime_ns : l->mtime_ns;
-	f->local_count--;
+	e->folder->local_count--;
 	spool_unlink(l->spool);
+	local_release(e); /* it never had bytes of its own: whoever has it open reads the document */
 	notice_inode(m, e->node.ino);
 	pthread_mutex_unlock(&m->tree.lock);
 	folder_save_entry(m, e);
@@ -642,13 +638,11 @@ void write_release(struct mount *m, struct handle *h)
 				node_drop(&m->tree, &e->node);
 				free(c);
 			}
-		} else if (l->handles == 0 && l->counted_out && !l->is_dirty && !l->is_submitted) {
-			e->local = NULL;
-			local_free(l);
-			l = NULL;
 		} else if (l->writers == 0 && e->is_shown && !l->is_submitted && !l->has_row && !entry_document_id(e)) {
 			local_save_later(m, e);
 		}
+		local_free_if_done(e);
+		l = e->local;
 	}
 	if (l && l->handles == 0) {
 		l->closed_ms = clock_now_ms();

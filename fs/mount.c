@@ -81,6 +81,7 @@ int mount_new(const struct mount_config *config, struct buf *why, struct mount *
 	memcpy(m->account, config->account, sizeof(m->account));
 	tree_init(&m->tree);
 	pthread_mutex_init(&m->handles_lock, NULL);
+	pthread_mutex_init(&m->rows_lock, NULL);
 	r = make_pools(m);
 	if (r == 0)
 		r = name_rules_new(m->options->ignore, m->caps->formats, m->options->formats, why, &m->rules);
@@ -372,15 +373,20 @@ static void say_what_is_left(struct mount *m)
 		log_warning("%d temporary file%s bytes and stays on this machine", scratch, scratch == 1 ? " holds" : "s hold");
 }
 
+static bool is_off(struct mount *m)
+{
+	struct pollfd gone = { .fd = fuse_session_fd(m->fuse) };
+	return poll(&gone, 1, 0) == 1 && (gone.revents & POLLERR);
+}
+
 /* Takes the mount off the tree of names, and keeps the descriptor: closes that wait for an upload still hear how it went, and no thread
  * writes to a number that is somebody else's by then. fuse_session_destroy() closes it. */
 static void detach(struct mount *m)
 {
-	struct pollfd gone = { .fd = fuse_session_fd(m->fuse) };
 	const char *path = m->options->mountpoint;
 	pid_t pid;
 
-	if (poll(&gone, 1, 0) == 1 && (gone.revents & POLLERR))
+	if (is_off(m))
 		return; /* fusermount3 -u was faster */
 	if (umount2(path, MNT_DETACH) == 0)
 		return;
@@ -433,19 +439,28 @@ void mount_free(struct mount *m)
 	pthread_mutex_lock(&m->tree.lock);
 	m->is_ending = true;
 	pthread_mutex_unlock(&m->tree.lock);
+	/* Each may still hand something to any other: all come to rest before one is freed, those that write to the disk last. */
+	pool_stop(m->flights);
+	pool_stop(m->fetches);
+	pool_stop(m->calls);
+	pool_stop(m->disk);
 	uploads_free(m->uploads);
+	/* Whoever is still parked hears that it is over, on this thread. */
+	park_free(m->park);
+	pool_stop(m->notices);
 	pool_free(m->flights);
 	pool_free(m->fetches);
-	pool_free(m->disk);
-	/* Whoever is still parked hears that it is over, on this thread; the pool of calls must be there for that. */
-	park_free(m->park);
 	pool_free(m->calls);
+	pool_free(m->disk);
 	pool_free(m->notices);
+	if (m->fuse && is_off(m))
+		fuse_session_unmount(m->fuse); /* frees the path it has */
 	if (m->fuse)
 		fuse_session_destroy(m->fuse);
 	while (m->handles)
 		handle_free(m, m->handles);
 	pthread_mutex_destroy(&m->handles_lock);
+	pthread_mutex_destroy(&m->rows_lock);
 	tree_release(&m->tree);
 	queue_close(m->queue);
 	content_close(m->content);

@@ -235,7 +235,7 @@ int pool_run_later(struct pool *p, int64_t delay_ms, pool_fn *fn, pool_fn *drop,
 	return 0;
 }
 
-void pool_free(struct pool *p)
+void pool_stop(struct pool *p)
 {
 	struct job *dropped;
 
@@ -257,6 +257,13 @@ void pool_free(struct pool *p)
 			j->drop(j->arg);
 		free(j);
 	}
+}
+
+void pool_free(struct pool *p)
+{
+	if (!p)
+		return;
+	pool_stop(p);
 	pthread_mutex_destroy(&p->lock);
 	pthread_cond_destroy(&p->work);
 	pthread_cond_destroy(&p->timer);

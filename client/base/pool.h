@@ -18,5 +18,8 @@ int pool_run(struct pool *p, pool_fn *fn, void *arg);
  * drop(arg) (may be NULL). */
 int pool_run_later(struct pool *p, int64_t delay_ms, pool_fn *fn, pool_fn *drop, void *arg);
 
-/* Takes no more jobs; waits for those that run and those queued without delay. Then frees. Accepts NULL. */
+/* Takes no more jobs (-ESHUTDOWN); waits for those that run and those queued without delay, and drops those that wait for their time.
+ * Accepts NULL. */
+void pool_stop(struct pool *p);
+/* Stops it if it was not, and frees it. Accepts NULL. */
 void pool_free(struct pool *p);

@@ -145,8 +145,8 @@ void multipart_free(struct multipart *m)
 
 static void hold(struct multipart *m, const char *bytes, size_t count)
 {
-	if (m->held_bytes + count > m->room) {
-		m->room = (m->held_bytes + count) * 2;
+	if (m->held == NULL || m->held_bytes + count > m->room) {
+		m->room = (m->held_bytes + count) * 2 + 64;
 		m->held = realloc(m->held, m->room);
 		if (m->held == NULL)
 			abort();

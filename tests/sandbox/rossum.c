@@ -1039,6 +1039,12 @@ static int compare_items(const void *a, const void *b, void *cls)
 	return o->count > 0 && o->is_descending[0] ? -r : r;
 }
 
+static void list_sort(struct list *l, struct order *o)
+{
+	if (l->count > 0)
+		qsort_r(l->items, l->count, sizeof *l->items, compare_items, o);
+}
+
 /* Adds the keys the query names, out of those there are. */
 static bool query_ordering(struct call *c, const struct order_key *keys, size_t count, struct order *ret)
 {
@@ -1142,7 +1148,7 @@ static void answer_page(struct call *c, const struct list *l, cJSON *(*make)(str
 static void sort_and_answer(struct call *c, struct list *l, struct order *o,
 			    cJSON *(*make)(struct rossum *r, const void *item))
 {
-	qsort_r(l->items, l->count, sizeof *l->items, compare_items, o);
+	list_sort(l, o);
 	answer_page(c, l, make, NULL);
 }
 
@@ -1401,7 +1407,7 @@ static void list_annotations(struct call *c)
 		    !span_has(&arrived, a->created_ms) || !span_has(&modified, a->modified_ms) ||
 		    !span_has(&deleted, a->since_ms[DELETED]) || !span_has(&exported, a->since_ms[EXPORTED]))
 			continue;
-		const char *name = annotation_file_name(c->r, a);
+		const char *name = search == NULL ? NULL : annotation_file_name(c->r, a);
 		if (search == NULL || (name != NULL && strcasestr(name, search) != NULL))
 			list_add(&l, a);
 	}
@@ -1410,7 +1416,7 @@ static void list_annotations(struct call *c)
 		o.keys[o.count] = &newest_first;
 		o.is_descending[o.count++] = switch_is(c->r->sandbox, "rossum.order", "newest");
 	}
-	qsort_r(l.items, l.count, sizeof *l.items, compare_items, &o);
+	list_sort(&l, &o);
 	for (size_t i = l.count; i > 1 && !is_ordered && switch_is(c->r->sandbox, "rossum.order", "random"); i--) {
 		size_t k = (size_t)(sandbox_random(c->r->sandbox) % i);
 		const void *swapped = l.items[i - 1];

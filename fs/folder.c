@@ -141,7 +141,8 @@ static int saving_add(struct saving *s, struct entry *e)
 	s->texts[2 * s->count + 1] = id_copy;
 	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .name = name_copy, .document_id = id_copy,
 						     .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
-						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown };
+						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown,
+						     .learned_bytes = e->learned_bytes };
 	e->is_saved = true;
 	e->is_saved_gone = !e->is_shown;
 	return 0;
@@ -231,6 +232,7 @@ static void load_entry(void *arg, const struct known_entry *k)
 	e->mtime_ns = k->mtime_ns;
 	e->attached_wall_ms = k->attached_wall_ms;
 	e->was_there_before = k->was_there_before;
+	e->learned_bytes = k->learned_bytes;
 	e->is_saved = true;
 	e->is_saved_gone = k->is_gone;
 }

@@ -82,6 +82,7 @@ struct entry {
 	struct listing *own;    /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
 	int32_t own_at;         /* where in there */
 	struct entry *same;     /* the next entry for the same listed document */
+	int64_t learned_bytes;  /* the size where the service tells none, once the bytes were seen; 0: not yet */
 	int64_t mtime_ns;       /* the writer's, -1: the service's created_at */
 	int64_t attached_wall_ms; /* when this mount attached it; 0: it did not */
 	int64_t attached_ms;      /* the same on the monotonic clock; 0: before this start */

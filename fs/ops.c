@@ -802,10 +802,48 @@ struct first_open {
 	struct handle *handle;
 };
 
+struct size_job {
+	struct mount *m;
+	struct entry *entry; /* held */
+};
+
+static void save_size(void *arg)
+{
+	struct size_job *j = arg;
+	folder_save_entry(j->m, j->entry);
+	pthread_mutex_lock(&j->m->tree.lock);
+	node_drop(&j->m->tree, &j->entry->node);
+	pthread_mutex_unlock(&j->m->tree.lock);
+	free(j);
+}
+
+/* What the service does not tell is known from the bytes, and kept. */
+static void learn_size(struct mount *m, struct entry *e, int fd)
+{
+	struct stat st;
+	struct size_job *j = malloc(sizeof(*j));
+
+	if (!j || fstat(fd, &st) < 0 || st.st_size <= 0) {
+		free(j);
+		return;
+	}
+	*j = (struct size_job){ m, e };
+	SCOPED_LOCK(&m->tree.lock);
+	e->learned_bytes = st.st_size;
+	notice_inode(m, e->node.ino);
+	node_hold(&e->node);
+	if (pool_run(m->disk, save_size, j) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(j);
+	}
+}
+
 /* A document of unknown size is here now. */
 static void opened_unknown(fuse_req_t req, void *arg, int error, int fd)
 {
 	struct first_open *o = arg;
+	if (!error)
+		learn_size(o->m, o->handle->entry, fd);
 	if (error) {
 		fuse_reply_err(req, -error);
 		handle_free(o->m, o->handle);
@@ -835,7 +873,7 @@ static void open_for_reading(struct mount *m, fuse_req_t req, struct entry *e, s
 		e->local->handles++;
 		fi->direct_io = e->local->writers > 0;
 	}
-	bool is_unknown = !e->local && entry_document(e, &d) && d.size_bytes < 0;
+	bool is_unknown = !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->learned_bytes == 0;
 	fi->keep_cache = !e->local; /* a document never changes under its id */
 	fi->fh = (uintptr_t)h;
 	h->holds_local = e->local != NULL;

@@ -169,7 +169,7 @@ static const char schema[] =
 	"CREATE TABLE alias(name TEXT PRIMARY KEY, session_id TEXT NOT NULL) WITHOUT ROWID;"
 	"CREATE TABLE entry(ino INTEGER PRIMARY KEY, session_id TEXT NOT NULL, name TEXT NOT NULL, document_id TEXT,"
 	" mtime_ns INTEGER NOT NULL, attached_wall_ms INTEGER NOT NULL, was_there_before INTEGER NOT NULL,"
-	" is_gone INTEGER NOT NULL);"
+	" is_gone INTEGER NOT NULL, learned_bytes INTEGER NOT NULL);"
 	"CREATE UNIQUE INDEX entry_name ON entry(session_id, name);";
 
 /* One number, or what SQLite says against it. */
@@ -799,7 +799,8 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 
 	int r = prepare(
 		s,
-		"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone FROM entry"
+		"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone,"
+		" learned_bytes FROM entry"
 		" WHERE session_id = ? ORDER BY ino",
 		&statement);
 	if (r < 0)
@@ -814,6 +815,7 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 			.attached_wall_ms = sqlite3_column_int64(statement, 4),
 			.was_there_before = sqlite3_column_int(statement, 5) != 0,
 			.is_gone = sqlite3_column_int(statement, 6) != 0,
+			.learned_bytes = sqlite3_column_int64(statement, 7),
 		};
 		if (!entry.name)
 			return -ENOMEM;
@@ -835,7 +837,7 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 	if (r == 0)
 		r = prepare(s, "DELETE FROM entry WHERE session_id = ? AND name = ? AND ino <> ?", &taken);
 	if (r == 0)
-		r = prepare(s, "INSERT OR REPLACE INTO entry VALUES(?, ?, ?, ?, ?, ?, ?, ?)", &statement);
+		r = prepare(s, "INSERT OR REPLACE INTO entry VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)", &statement);
 	for (int i = 0; r == 0 && i < count; i++) {
 		bind_text(taken, 1, session_id);
 		bind_text(taken, 2, entries[i].name);
@@ -851,6 +853,7 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 		(void)sqlite3_bind_int64(statement, 6, entries[i].attached_wall_ms);
 		(void)sqlite3_bind_int(statement, 7, entries[i].was_there_before);
 		(void)sqlite3_bind_int(statement, 8, entries[i].is_gone);
+		(void)sqlite3_bind_int64(statement, 9, entries[i].learned_bytes);
 		r = run(s, statement);
 	}
 	return r < 0 ? r : transaction_end(&t);

@@ -72,6 +72,7 @@ struct known_entry {
 	int64_t mtime_ns;         /* the writer's; -1: the service's created_at */
 	int64_t attached_wall_ms; /* when this mount attached it; 0: it did not */
 	bool was_there_before;    /* the document was in the session before this mount's upload began */
+	int64_t learned_bytes;    /* the size, where the service tells none and the bytes were seen; 0: not yet */
 	bool is_gone;             /* no longer shown, the name stays the document's */
 };
 /* `each` is called with borrowed texts, in the order of ino; it must not call state_*(). */

@@ -151,6 +151,7 @@ struct job {
 	bool is_retry;       /* the next step may have been tried before */
 	bool is_conflict;    /* the service says it is there already */
 	bool signs_again;    /* not there: nothing will come of this ticket */
+	int vain_looks;      /* that found nothing, though something was sent */
 	bool restarts;       /* renamed to another type while a worker has it */
 	bool cancel_asked, keeps_row;
 	bool is_settling;    /* paused for `settle` */
@@ -1074,7 +1075,11 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 			j->item.may_have_happened = false;
 		}
 		j->item.key_renewed = true;
-		job_ready(u, j);
+		if (j->vain_looks > 1) /* each time round sends all the bytes again */
+			job_pause(u, j, when.now_ms,
+				  cap_for_waiting(upload_pause_ms(j->vain_looks, -1, when.random), -1, j->somebody_waits));
+		else
+			job_ready(u, j);
 		break;
 	case MOVE_FORGET_SHORTCUT:
 		shortcut_forget(u, j, m.error != -EXDEV);
@@ -1735,6 +1740,9 @@ static void look_found_nothing(struct uploads *u, struct job *j)
 {
 	j->is_unsure = j->item.may_have_happened = false;
 	j->is_retry = true;
+	/* What was sent may have used the key up, though the session shows nothing yet: a refusal of it is not the second one. */
+	j->item.key_renewed = false;
+	j->vain_looks++;
 	j->version++;
 	if (j->cancel_asked) {
 		job_end_canceled(u, j);

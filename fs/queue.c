@@ -61,6 +61,8 @@ enum statement {
 	PUT,
 	REMOVE,
 	ASIDE,
+	ADD_PRIOR,
+	FIND_STORED,
 	HASH_PUT,
 	HASH_FIND,
 	HASH_FORGET,
@@ -75,6 +77,10 @@ static const char *const statement_texts[STATEMENT_COUNT] = {
 		" WHERE (" COLUMNS_BUT_INO ") IS NOT (" EXCLUDED ")",
 	[REMOVE] = "DELETE FROM file WHERE ino = ?",
 	[ASIDE] = "INSERT INTO file_aside SELECT ?2, ?3, " COLUMNS " FROM file WHERE ino = ?1",
+	[ADD_PRIOR] = "UPDATE file SET prior_ids = trim(prior_ids || ' ' || ?4) WHERE ino <> ?1 AND session_id = ?2"
+		      " AND sha256 = ?3 AND prior_ids IS NOT NULL AND instr(' ' || prior_ids || ' ', ' ' || ?4 || ' ') = 0",
+	[FIND_STORED] = "SELECT 1 FROM file WHERE ino <> ?1 AND session_id = ?2 AND sha256 = ?3 AND account = ?4"
+			" AND kind = 'pending' AND step = 'stored' LIMIT 1",
 	[HASH_PUT] = "INSERT INTO known_hash(workspace_id, sha256, document_id, session_id) VALUES(?,?,?,?)"
 		     " ON CONFLICT DO UPDATE SET (document_id, session_id) = (excluded.document_id, excluded.session_id)"
 		     " WHERE (document_id, session_id) IS NOT (excluded.document_id, excluded.session_id)",
@@ -348,6 +354,36 @@ int queue_remove(struct queue *q, uint64_t ino)
 	STATEMENT s = q->statements[REMOVE];
 	bind_number(s, 1, (int64_t)ino, &e);
 	return step_to_end(q, s, "a file cannot be taken out", e);
+}
+
+int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *document_id)
+{
+	int e = SQLITE_OK;
+
+	SCOPED_LOCK(&q->lock);
+	STATEMENT s = q->statements[ADD_PRIOR];
+	bind_number(s, 1, (int64_t)but_ino, &e);
+	bind_text(s, 2, session_id, &e);
+	bind_text(s, 3, sha256, &e);
+	bind_text(s, 4, document_id, &e);
+	return step_to_end(q, s, "files of equal bytes cannot be told of a document", e);
+}
+
+int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *account)
+{
+	int e = SQLITE_OK;
+
+	SCOPED_LOCK(&q->lock);
+	STATEMENT s = q->statements[FIND_STORED];
+	bind_number(s, 1, (int64_t)but_ino, &e);
+	bind_text(s, 2, session_id, &e);
+	bind_text(s, 3, sha256, &e);
+	bind_text(s, 4, account, &e);
+	if (e == SQLITE_OK)
+		e = sqlite3_step(s);
+	if (e == SQLITE_ROW)
+		return 0;
+	return e == SQLITE_DONE ? -ENOENT : failed(q, "files of equal bytes cannot be looked up", e);
 }
 
 /* Reads one row, remembering the first thing that is wrong with it. */

@@ -59,6 +59,12 @@ int queue_load(struct queue *q, void (*each)(void *arg, const struct queue_item 
 int queue_put(struct queue *q, const struct queue_item *item); /* inserts or replaces by ino */
 int queue_remove(struct queue *q, uint64_t ino);
 
+/* Tells every other row of these bytes and this session that already has prior_ids of one more document that is not its own. */
+int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *document_id);
+
+/* Is there another file of these bytes, session and account at UPLOAD_STORED? 0, or -ENOENT. */
+int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *account);
+
 /* Bytes this mount put into a workspace, for attaching them by id next time. -ENOENT. The caller frees. */
 int queue_remember_hash(struct queue *q, const char *workspace_id, const char *sha256, const char *document_id,
 			const char *session_id);

@@ -49,6 +49,7 @@ enum {
 	DRAIN_END_MS = 2000,         /* for cancelled calls to end */
 	LINK_LIFETIME_MS = 4 * 60 * 1000, /* a signed link older than this is not tried */
 	FINAL_TRIES = 10,
+	CLAIMS_MAX = 256,            /* of documents lately made, where equal bytes make two */
 };
 static const int64_t DAY_MS = INT64_C(24) * 3600 * 1000;
 
@@ -179,6 +180,12 @@ struct line {
 	int64_t probe_ms; /* when a job was last let through to a session that is gone */
 };
 
+/* A document that is some file's own. */
+struct claim {
+	char *session_id, *document_id;
+	char sha256[65];
+};
+
 struct uploads {
 	struct uploads_config config; /* these are set once; its texts are copies */
 	const struct backend_caps *caps;
@@ -196,6 +203,8 @@ struct uploads {
 	bool must_look_again;   /* a pool had no memory for a job */
 	int64_t timer_ms;       /* the earliest tick to come; INT64_MAX: none */
 	uint32_t random;
+	struct claim claims[CLAIMS_MAX]; /* a ring */
+	int next_claim;
 
 	bool account_is_held;
 	int64_t account_probe_ms, probe_last_ms;
@@ -511,28 +520,75 @@ static struct job *sibling_to_tell(struct uploads *u, const struct job *j, const
 	return NULL;
 }
 
-/* Where equal bytes make two documents, looking for one must not find the other: written down before our row goes. */
-static void siblings_tell(struct uploads *u, const struct job *j, const char *document_id)
+static int prior_add(struct job *j, const char *document_id)
+{
+	struct buf ids = BUF(1 << 20);
+
+	buf_addf(&ids, "%s%s%s", j->item.prior_ids, *j->item.prior_ids ? " " : "", document_id);
+	char *text = buf_take(&ids);
+	buf_release(&ids);
+	if (!text)
+		return -ENOMEM;
+	free(j->item.prior_ids);
+	j->item.prior_ids = text;
+	j->version++;
+	return 0;
+}
+
+static void claim_note(struct uploads *u, const struct job *j, const char *document_id)
+{
+	struct claim *c = &u->claims[u->next_claim++ % CLAIMS_MAX];
+
+	free(c->session_id);
+	free(c->document_id);
+	c->session_id = strdup(j->item.session_id);
+	c->document_id = strdup(document_id);
+	memcpy(c->sha256, j->item.sha256, sizeof(c->sha256));
+}
+
+/* A file from before a restart may come when an equal one is done again already. */
+static int claims_apply(const struct uploads *u, struct job *j)
+{
+	for (int i = 0; j->item.prior_ids && i < CLAIMS_MAX; i++) {
+		const struct claim *c = &u->claims[i];
+		if (c->session_id && c->document_id && strcmp(c->session_id, j->item.session_id) == 0 &&
+		    strcmp(c->sha256, j->item.sha256) == 0 && !has_word(j->item.prior_ids, c->document_id) &&
+		    prior_add(j, c->document_id) < 0)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Where equal bytes make two documents, looking for one must not find the other: written down before our row goes, for the
+ * files at work, for those that are not taken up yet, and for those that are just coming. -errno: our row has to stay. */
+static int siblings_tell(struct uploads *u, const struct job *j, const char *document_id)
 {
 	struct job *other;
+	int r = 0;
 
-	while (!u->caps->reuses_bytes && (other = sibling_to_tell(u, j, document_id))) {
-		struct buf ids = BUF(1 << 20);
-		buf_addf(&ids, "%s%s%s", other->item.prior_ids, *other->item.prior_ids ? " " : "", document_id);
-		char *text = buf_take(&ids);
-		buf_release(&ids);
-		if (!text)
-			return;
-		free(other->item.prior_ids);
-		other->item.prior_ids = text;
-		other->version++;
+	if (u->caps->reuses_bytes)
+		return 0;
+	claim_note(u, j, document_id);
+	while (r == 0 && (other = sibling_to_tell(u, j, document_id))) {
+		r = prior_add(other, document_id);
+		if (r < 0)
+			return r;
 		/* Nobody can tell whose document it was: should there be no other, the other one's ticket may be used up. */
 		if (other->is_unsure)
 			other->signs_again = true;
 		other->refs++;
-		(void)row_write(u, other); /* logged; what is written before its last step has it too */
+		r = row_write(u, other);
+		if (r == -ECANCELED)
+			r = 0;
 		job_unref(other);
 	}
+	if (r < 0)
+		return r;
+	pthread_mutex_unlock(&u->lock);
+	/* Our item is nobody else's now. */
+	r = queue_add_prior(u->config.queue, j->item.ino, j->item.session_id, j->item.sha256, document_id);
+	pthread_mutex_lock(&u->lock);
+	return r;
 }
 
 /* Takes out the row of a file that is at the service. Should the disk refuse, the row goes on saying that it may have
@@ -572,9 +628,11 @@ static void job_done(struct uploads *u, struct job *j, struct listing *document)
 	j->item.fault = FAULT_NONE;
 	u->last_done_ms = clock_now_ms();
 	log_info("upload: '%s/%s' is there", j->item.session_name ? j->item.session_name : j->item.session_id, j->item.name);
+	/* Those of equal bytes first. Should the disk refuse that, the row stays, and the next mount finds the document. */
+	int r = siblings_tell(u, j, d.id);
 	tell_end(u, j, UPLOAD_DONE, document);
-	siblings_tell(u, j, d.id);
-	job_remove_row(u, j);
+	if (r == 0)
+		job_remove_row(u, j);
 }
 
 /* Somebody asked for it and nothing had its effect. Gives the lock up meanwhile. */
@@ -1116,8 +1174,8 @@ static void progress_take_back(struct job *j)
 /* A call for the job failed; it is nobody's but the caller's until this has put it somewhere. Gives the lock up. */
 static void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error, struct moment when)
 {
-	bool has_effect = trial == TRIAL_ATTACH || trial == TRIAL_SHORTCUT ||
-			  (trial == TRIAL_STORE && u->caps->store_has_effect);
+	/* Where the store makes the document, attaching only asks what became of it. */
+	bool has_effect = trial == TRIAL_SHORTCUT || trial == (u->caps->store_has_effect ? TRIAL_STORE : TRIAL_ATTACH);
 	bool is_canceled = f->kind == FAULT_CANCELED || error == -ECANCELED;
 	struct move m = job_judge(u, j, trial, f, error);
 
@@ -1882,20 +1940,48 @@ static void look_for_all(struct uploads *u, struct batch *b, struct listing *fou
 	free(is_taken);
 }
 
+/* Where storing makes the document, equal bytes that were stored, or are just being, have one that a look would take for
+ * ours. Its ticket tells which, so that one goes first. Gives the lock up. */
+static bool look_has_to_wait(struct uploads *u, const struct job *j)
+{
+	struct job *other;
+
+	/* One that is stored itself, and asks because its ticket is dead, would wait for its like for ever. */
+	if (u->caps->reuses_bytes || !u->caps->store_has_effect || j->item.step == UPLOAD_STORED)
+		return false;
+	for (size_t at = 0; (other = index_next(&u->jobs, &at));) {
+		if (other != j && other->line == j->line && other->is_sent && strcmp(other->item.sha256, j->item.sha256) == 0)
+			return true;
+	}
+	struct queue_item key = { .ino = j->item.ino };
+	memcpy(key.sha256, j->item.sha256, sizeof(key.sha256));
+	pthread_mutex_unlock(&u->lock);
+	/* The rows too: one may not be taken up yet. The disk's refusal is a reason to wait. */
+	int r = queue_find_stored(u->config.queue, key.ino, j->line->session_id, key.sha256, u->config.account);
+	pthread_mutex_lock(&u->lock);
+	return r != -ENOENT;
+}
+
 static void line_looks(struct uploads *u, struct line *l, struct batch *b)
 {
 	CLEANUP(listing_release) struct listing *found = NULL;
 
 	batch_take(u, b, &l->looks, BATCH_MAX);
 	for (int i = 0; i < b->count;) {
-		int r = errand_fill(&b->errands[i], b->jobs[i]);
-		if (r == 0) {
+		bool has_to_wait = look_has_to_wait(u, b->jobs[i]);
+		int r = has_to_wait ? 0 : errand_fill(&b->errands[i], b->jobs[i]);
+		if (r == 0 && !has_to_wait) {
 			i++;
 			continue;
 		}
-		job_failed_here(u, b->jobs[i], r, "no memory");
+		if (has_to_wait)
+			job_pause(u, b->jobs[i], clock_now_ms(), PAUSE_FIRST_MS);
+		else
+			job_failed_here(u, b->jobs[i], r, "no memory");
 		batch_leave_out(u, b, i);
 	}
+	if (b->count == 0)
+		return;
 	int r = b->count > 1 && u->caps->knows_hashes ? look_list(u, l, b, &found) : -ESTALE;
 	if (r == 0) {
 		look_for_all(u, b, found);
@@ -2295,6 +2381,10 @@ void uploads_free(struct uploads *u)
 	index_release(&u->lines);
 	pthread_mutex_destroy(&u->lock);
 	pthread_cond_destroy(&u->changed);
+	for (int i = 0; i < CLAIMS_MAX; i++) {
+		free(u->claims[i].session_id);
+		free(u->claims[i].document_id);
+	}
 	free((char *)u->config.spool_dir); /* our copies */
 	free((char *)u->config.account);
 	free(u);
@@ -2454,11 +2544,15 @@ int uploads_submit(struct uploads *u, const struct queue_item *item, bool somebo
 		return r;
 	if (not_before_ms > clock_now_ms())
 		j->item.next_wall_ms = clock_wall_ms() + (not_before_ms - clock_now_ms());
-	r = queue_item_copy(&j->item, &row); /* a rename may change the job's while its row is written */
 	SCOPED_LOCK(&u->lock);
 	j->line = line_get(u, item->session_id);
-	if (r == 0 && !j->line)
+	if (!j->line)
 		r = -ENOMEM;
+	if (r == 0)
+		r = claims_apply(u, j);
+	if (r == 0)
+		r = queue_item_copy(&j->item, &row); /* a rename may change the job's while its row is written */
+	j->written = j->version;
 	if (r == 0)
 		r = submit(u, j, &row, somebody_waits, not_before_ms);
 	job_unref(j); /* the table has its own */

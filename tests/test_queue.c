@@ -391,6 +391,39 @@ static void hashes_are_remembered_by_workspace(void **state)
 	queue_close(q);
 }
 
+static void files_of_equal_bytes_are_told_of_a_document_once(void **state)
+{
+	CLEANUP(loaded_release) struct loaded l = { 0 };
+	struct queue *q = open_queue();
+	struct queue_item mine = item_of(2001, FILE_PENDING), other = item_of(2002, FILE_PENDING),
+			  elsewhere = item_of(2003, FILE_PENDING), unasked = item_of(2004, FILE_PENDING);
+
+	for (uint64_t ino = 2001; ino <= 2004; ino++)
+		make_bytes(ino, 5);
+	mine.prior_ids = other.prior_ids = elsewhere.prior_ids = "";
+	elsewhere.session_id = "s2";
+	assert_int_equal(queue_put(q, &mine), 0);
+	assert_int_equal(queue_put(q, &other), 0);
+	assert_int_equal(queue_put(q, &elsewhere), 0);
+	assert_int_equal(queue_put(q, &unasked), 0);
+	assert_int_equal(queue_add_prior(q, 2001, "s1", HASH, "d1"), 0);
+	assert_int_equal(queue_add_prior(q, 2001, "s1", HASH, "d1"), 0);
+	assert_int_equal(queue_add_prior(q, 2001, "s1", HASH, "d10"), 0);
+	load(q, &l);
+	assert_int_equal(l.count, 4);
+	assert_string_equal(l.items[0].prior_ids, "");
+	assert_string_equal(l.items[1].prior_ids, "d1 d10");
+	assert_string_equal(l.items[2].prior_ids, "");
+	assert_null(l.items[3].prior_ids); /* it will ask, and hear of them */
+	assert_int_equal(queue_find_stored(q, 2001, "s1", HASH, "me"), -ENOENT);
+	other.step = UPLOAD_STORED;
+	assert_int_equal(queue_put(q, &other), 0);
+	assert_int_equal(queue_find_stored(q, 2001, "s1", HASH, "me"), 0);
+	assert_int_equal(queue_find_stored(q, 2002, "s1", HASH, "me"), -ENOENT);
+	assert_int_equal(queue_find_stored(q, 2001, "s1", HASH, "you"), -ENOENT);
+	queue_close(q);
+}
+
 static void a_database_that_is_none_is_told_in_a_sentence(void **state)
 {
 	CLEANUP(buf_release) struct buf why = BUF(1000);
@@ -458,6 +491,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_is_loaded_can_be_put_back_at_once, make_dir, remove_dir),
 		cmocka_unit_test_setup_teardown(a_row_put_as_it_stands_writes_nothing, make_dir, remove_dir),
 		cmocka_unit_test_setup_teardown(hashes_are_remembered_by_workspace, make_dir, remove_dir),
+		cmocka_unit_test_setup_teardown(files_of_equal_bytes_are_told_of_a_document_once, make_dir, remove_dir),
 		cmocka_unit_test_setup_teardown(a_database_that_is_none_is_told_in_a_sentence, make_dir, remove_dir),
 		cmocka_unit_test_setup_teardown(many_threads_may_put_at_once, make_dir, remove_dir),
 	};

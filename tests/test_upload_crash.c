@@ -3,7 +3,7 @@
  *
  * The service is a struct backend in memory that parent and children share. A child is one life of a mount: it opens the
  * queue, takes its rows up, submits what was not accepted yet, and ends by _exit() at the point it was told, by SIGKILL at
- * a moment of chance, or when all is done. `test_upload_crash SEED` repeats the random part of a run that failed. */
+ * a moment of chance, or when all is done. `test_upload_crash SEED [TEST]` repeats the random part of a run that failed. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -701,5 +701,7 @@ int main(int argc, char **argv)
 	if (w == MAP_FAILED)
 		return 1;
 	log_open(LOG_LEVEL_WARNING, false);
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

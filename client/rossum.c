@@ -1809,6 +1809,23 @@ static int rossum_fetch_document(struct backend *b, struct call *call, const cha
 	return r < 0 ? r : get_content(s, call, room.text, &fd);
 }
 
+/* An annotation that was moved meanwhile is somebody else's to delete, and one that is deleted already is not there. */
+static int check_is_in_queue(struct rossum *s, struct call *call, const char *queue_id, const char *annotation_id)
+{
+	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
+	CLEANUP(json_release) cJSON *body = NULL;
+	struct json_id room;
+
+	buf_addf(&path, "/annotations/%s", annotation_id);
+	int r = get_json(s, call, buf_text(&path), &body);
+	if (r < 0)
+		return r;
+	const char *queue = ref_in(body, "queue", &room);
+	if (is_hidden(body) || (queue && strcmp(queue, queue_id) != 0))
+		return fail(call, FAULT_GONE, -ENOENT, "it is not in this queue any more");
+	return 0;
+}
+
 static int rossum_detach(struct backend *b, struct call *call, const char *session_id, const char *document_id)
 {
 	struct rossum *s = rossum_from(b);
@@ -1817,6 +1834,9 @@ static int rossum_detach(struct backend *b, struct call *call, const char *sessi
 
 	if (!is_digits(document_id))
 		return no_document(call);
+	int r = check_is_in_queue(s, call, session_id, document_id);
+	if (r < 0)
+		return r;
 	/* Into the service's bin, where it can be taken out again; never DELETE, never purge. */
 	buf_addf(&path, "/annotations/%s/delete", document_id);
 	const struct http_request q = { .method = "POST",
@@ -2183,10 +2203,10 @@ static int store(struct rossum *s, struct call *call, struct upload *u, struct t
 		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : SETTLE_MS, is_in_doubt);
 		return r;
 	}
-	attempt_note(s, t->nonce, 0, false);
+	attempt_note(s, t->nonce, SETTLE_MS, false);
 	t->sent_wall_ms = clock_wall_ms();
 	if (read_sent(reply.body, reply.body_bytes, t) < 0) {
-		attempt_note(s, t->nonce, SETTLE_MS, true);
+		attempt_note(s, t->nonce, 0, true);
 		log_warning("rossum: POST /uploads: the answer names no task");
 		fail(call, FAULT_AWAY, 0, "the answer names no task");
 		call->fault.may_have_happened = true;

@@ -5,7 +5,7 @@ A case is one file copied with cp into a session of its own. Its fault strikes o
 is started again on the same state; the fault ends; and when nothing waits any more, the service must have the file once.
 Several lanes, each with a service and a mount of its own, run side by side: they mostly wait.
 
-Environment: SESSIONFS_CASES   how many (default 200); the whole table of combinations comes round before one repeats
+Environment: SESSIONFS_CASES   how many (default 300); the whole table of combinations comes round before one repeats
              SESSIONFS_SEED    of everything left to chance; printed when a case fails
              SESSIONFS_CASE    only this one of them, by its number
 """
@@ -20,7 +20,7 @@ import time
 import harness
 from harness import SLACK, MountCase, begin, finish, main, read, wait_for, write
 
-CASES = int(os.environ.get("SESSIONFS_CASES") or 200)
+CASES = int(os.environ.get("SESSIONFS_CASES") or 300)
 SEED = os.environ.get("SESSIONFS_SEED") or str(random.SystemRandom().randrange(1 << 32))
 ONLY = os.environ.get("SESSIONFS_CASE")
 LANES = min(8, CASES)
@@ -121,6 +121,8 @@ class Lane:
         """A mount with the options of the case."""
         options = self.options_of(case)
         if self.mount is not None and (options != self.options or case.fresh_state):
+            # While another lane starts a program, the child has our open files for a moment.
+            wait_for(lambda: self.mount.unmount().status == 0, 10, "unmounted")
             self.mount.stop()
             self.mount = None
         if self.mount is None:

@@ -95,7 +95,7 @@ static void raydocs_begin(struct place *p)
 		fail_msg("%s", buf_text(&why));
 }
 
-static void raydocs_end(struct place *p)
+static void sandbox_end(struct place *p)
 {
 	backend_close(p->b);
 	sandbox_stop(p->box);
@@ -117,9 +117,55 @@ static char *raydocs_document(struct place *p, const char *session_id, const cha
 	return id;
 }
 
+/* ---- Rossum -------------------------------------------------------------------------------------------------- */
+
+static char *rossum_add(struct place *p, const char *path, const char *json)
+{
+	CLEANUP(text_release) char *answer = NULL;
+	int status = sandbox_control(p->box, "POST", path, json, &answer);
+	const char *id = answer ? strstr(answer, "\"id\":") : NULL;
+
+	if (status != 200)
+		fail_msg("POST %s %s: %d %s", path, json, status, answer ? answer : "");
+	id = id ? id + strcspn(id, "0123456789") : "";
+	return strndup(id, strspn(id, "0123456789"));
+}
+
+static void rossum_begin(struct place *p)
+{
+	const struct sandbox_options options = { 0 };
+	CLEANUP(buf_release) struct buf why = BUF(1000), url = BUF(300);
+
+	assert_int_equal(sandbox_start(&options, &p->box), 0);
+	free(rossum_add(p, "/rossum/user", "{\"username\":\"ann\",\"password\":\"secret\",\"queues\":\"all\"}"));
+	free(rossum_add(p, "/rossum/token", "{\"token\":\"token-one\",\"user\":\"ann\"}"));
+	buf_addf(&url, "%s/api/v1", sandbox_url(p->box, "rossum"));
+	const struct backend_config config = { .service = "rossum", .url = buf_text(&url), .rate_per_min = -1,
+					       .read_credentials = read_credentials, .scratch_dir = "/tmp" };
+	if (backend_open(&config, &why, &p->b) < 0)
+		fail_msg("%s", buf_text(&why));
+}
+
+static char *rossum_session(struct place *p, const char *name)
+{
+	CLEANUP(buf_release) struct buf json = BUF(1000);
+
+	buf_addf(&json, "{\"name\":\"%s\"}", name);
+	return rossum_add(p, "/rossum/queue", buf_text(&json));
+}
+
+static char *rossum_document(struct place *p, const char *session_id, const char *name, const char *text)
+{
+	CLEANUP(buf_release) struct buf json = BUF(1000);
+
+	buf_addf(&json, "{\"queue\":%s,\"filename\":\"%s\",\"text\":\"%s\"}", session_id, name, text);
+	return rossum_add(p, "/rossum/annotation", buf_text(&json));
+}
+
 static const struct side sides[] = {
 	{ "in memory", fake_begin, fake_end, fake_side_session, fake_side_document },
-	{ "raydocs", raydocs_begin, raydocs_end, raydocs_session, raydocs_document },
+	{ "raydocs", raydocs_begin, sandbox_end, raydocs_session, raydocs_document },
+	{ "rossum", rossum_begin, sandbox_end, rossum_session, rossum_document },
 };
 
 /* ---- helpers ------------------------------------------------------------------------------------------------- */

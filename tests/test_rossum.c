@@ -1115,7 +1115,7 @@ static void a_user_logs_in_once(void **state)
 	p->token = NULL;
 	reopen(p);
 	assert_int_equal(backend_check(p->b, call_of(p)), 0);
-	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	listing_unref(list(p, NULL));
 	assert_int_equal(sandbox_count(p->box, "rossum_login"), 1);
 }
 
@@ -1132,7 +1132,7 @@ static void a_token_that_ended_is_made_anew(void **state)
 		set(p, "rossum.login_rate", "off");
 		reopen(p);
 		control(p, "/requests/clear", NULL);
-		CLEANUP(listing_release) struct listing *l = list(p, NULL);
+		listing_unref(list(p, NULL));
 		control(p, "/rossum/revoke", "{}");
 		usleep(2100 * 1000); /* one that is refused right after its login would be a reason not to log in */
 		file_make(&file, "a.pdf", answers[i]);
@@ -1322,7 +1322,7 @@ static void a_listed_document_is_read_in_one_request(void **state)
 	char back[300];
 
 	annotation(p, "\"id\":5000101,\"filename\":\"a.pdf\",\"text\":\"%PDF these bytes\"");
-	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	listing_unref(list(p, NULL));
 	control(p, "/requests/clear", NULL);
 	fetch_text(p, "5000101", back);
 	assert_int_equal(sandbox_count(p->box, NULL), 1);

@@ -21,6 +21,7 @@
 #define DRAIN_MS 30000
 #define TRANSFERS_MAX 6
 #define SENTENCE_BYTES_MAX 1024
+#define FACT_ANSWERED "answered"
 
 static int make_pools(struct mount *m)
 {
@@ -82,6 +83,7 @@ int mount_new(const struct mount_config *config, struct buf *why, struct mount *
 	tree_init(&m->tree);
 	pthread_mutex_init(&m->handles_lock, NULL);
 	pthread_mutex_init(&m->rows_lock, NULL);
+	pthread_mutex_init(&m->fill_lock, NULL);
 	r = make_pools(m);
 	if (r == 0)
 		r = name_rules_new(m->options->ignore, m->caps->formats, m->options->formats, why, &m->rules);
@@ -175,12 +177,15 @@ static void tell_verdict(struct mount *m, int error, const char *sentence)
 		verified(m->verified_arg, error, sentence);
 }
 
-/* One try at the service. 0: it answered and knows the token. -EACCES: it does not. Else it is not there. */
-static int check_once(struct mount *m, int64_t deadline_ms)
+/* One try at the service. 0: it answered and knows the token. -EACCES: it does not. Else it is not there, and why says more (NULL:
+ * nobody asks). */
+static int check_once(struct mount *m, int64_t deadline_ms, struct fault *why)
 {
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
 	int r = backend_check(m->backend, &call);
 
+	if (why)
+		*why = call.fault;
 	if (r == -EACCES && call.fault.kind == FAULT_ACCOUNT)
 		return -EACCES;
 	/* Any other answer of the service, 403 and 500 included, was made for a token it knows. */
@@ -208,7 +213,7 @@ static void check_later(struct mount *m)
 static void check_again(void *arg)
 {
 	struct mount *m = arg;
-	int r = check_once(m, clock_now_ms() + START_WAIT_MS);
+	int r = check_once(m, clock_now_ms() + START_WAIT_MS, NULL);
 
 	if (r == -EAGAIN) {
 		check_later(m);
@@ -224,15 +229,40 @@ static void check_again(void *arg)
 		go_on_with_work(m);
 }
 
+/* What is remembered is as old as the last answer. */
+static void add_remembered_since(struct mount *m, struct buf *ret)
+{
+	CLEANUP(text_release) char *text = NULL;
+	char when[40] = "an earlier time";
+	struct tm tm;
+
+	if (state_get(m->state, FACT_ANSWERED, &text) == 0) {
+		time_t at = (time_t)(strtoll(text, NULL, 10) / 1000);
+		if (localtime_r(&at, &tm))
+			(void)strftime(when, sizeof(when), "%Y-%m-%d %H:%M", &tm);
+	}
+	buf_addf(ret, "%s does not answer; the mount shows what is remembered from %s and goes on trying", m->caps->title, when);
+}
+
+/* For the next start without the service. */
+static void remember_answer(struct mount *m)
+{
+	char text[32];
+
+	(void)snprintf(text, sizeof(text), "%lld", (long long)clock_wall_ms());
+	(void)state_set(m->state, FACT_ANSWERED, text); /* else the sentence is vaguer */
+}
+
 static void start_check(void *arg)
 {
 	struct mount *m = arg;
 	CLEANUP(buf_release) struct buf sentence = BUF(SENTENCE_BYTES_MAX);
 	int64_t end_ms = clock_now_ms() + START_WAIT_MS;
+	struct fault why = { 0 };
 	int r;
 
 	do {
-		r = check_once(m, end_ms);
+		r = check_once(m, end_ms, &why);
 		int64_t left_ms = end_ms - clock_now_ms();
 		if (r != -EAGAIN || (m->options->start != START_WAIT && left_ms <= 0))
 			break;
@@ -255,6 +285,7 @@ static void start_check(void *arg)
 	if (r == 0) {
 		uploads_service_answered(m->uploads);
 		tell_verdict(m, 0, NULL);
+		remember_answer(m);
 		go_on_with_work(m);
 		return;
 	}
@@ -265,7 +296,7 @@ static void start_check(void *arg)
 		return;
 	}
 	if (m->options->start == START_AUTO && remembers_something(m)) {
-		buf_addf(&sentence, "%s does not answer; the mount shows what is remembered and goes on trying", m->caps->title);
+		add_remembered_since(m, &sentence);
 		log_warning("%s", buf_text(&sentence));
 		tell_verdict(m, 0, buf_text(&sentence));
 		check_later(m);
@@ -273,6 +304,8 @@ static void start_check(void *arg)
 	}
 	buf_addf(&sentence, "%s does not answer (%s)", m->caps->title,
 		 m->options->url ? m->options->url : m->caps->default_url ? m->caps->default_url : "no url");
+	if (why.words[0])
+		buf_addf(&sentence, ": %s", why.words);
 	tell_verdict(m, -ETIMEDOUT, buf_text(&sentence));
 	end_loop(m);
 }
@@ -461,6 +494,7 @@ void mount_free(struct mount *m)
 		handle_free(m, m->handles);
 	pthread_mutex_destroy(&m->handles_lock);
 	pthread_mutex_destroy(&m->rows_lock);
+	pthread_mutex_destroy(&m->fill_lock);
 	tree_release(&m->tree);
 	queue_close(m->queue);
 	content_close(m->content);

@@ -184,8 +184,8 @@ static int check_once(struct mount *m, int64_t deadline_ms, struct fault *why)
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
 	int r = backend_check(m->backend, &call);
 
-	if (why)
-		*why = call.fault;
+	if (why && !why->words[0])
+		*why = call.fault; /* the first says most: the last is often that the time was up */
 	if (r == -EACCES && call.fault.kind == FAULT_ACCOUNT)
 		return -EACCES;
 	/* Any other answer of the service, 403 and 500 included, was made for a token it knows. */

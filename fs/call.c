@@ -24,8 +24,10 @@ struct change_call {
 	int refs;              /* under tree.lock: the worker and the request */
 	int error;
 	bool is_done;
-	bool moves_on; /* a rename: the upload it began has the next word */
-	struct fuse_entry_param reply;
+	bool is_answered;
+	bool moves_on;        /* a rename: the upload it began has the next word */
+	bool has_set_aside;   /* a rename: the target was on its way, and goes on should this fail */
+	struct node *replied; /* held: what answer_entry() tells of */
 	void (*answer)(struct change_call *c, fuse_req_t req, int error);
 };
 
@@ -76,6 +78,8 @@ static void call_drop(struct change_call *c)
 		node_drop(t, &c->entry->node);
 	if (c->target)
 		node_drop(t, &c->target->node);
+	if (c->replied)
+		node_drop(t, c->replied);
 	free(c->name);
 	free(c->new_name);
 	free(c);
@@ -97,6 +101,7 @@ static void call_resume(fuse_req_t req, void *arg, int how)
 
 	pthread_mutex_lock(&m->tree.lock);
 	int error = c->is_done ? c->error : how;
+	c->is_answered = true;
 	pthread_mutex_unlock(&m->tree.lock);
 	c->answer(c, req, error);
 	pthread_mutex_lock(&m->tree.lock);
@@ -107,13 +112,19 @@ static void call_resume(fuse_req_t req, void *arg, int how)
 
 static void answer_entry(struct change_call *c, fuse_req_t req, int error)
 {
+	struct fuse_entry_param p;
+
 	if (error) {
 		fuse_reply_err(req, -error);
 		return;
 	}
-	if (fuse_reply_entry(req, &c->reply) == -ENOENT) {
+	pthread_mutex_lock(&c->m->tree.lock);
+	attr_fill_entry_param(c->m, c->replied, &p);
+	c->replied->lookups++;
+	pthread_mutex_unlock(&c->m->tree.lock);
+	if (fuse_reply_entry(req, &p) == -ENOENT) {
 		SCOPED_LOCK(&c->m->tree.lock);
-		tree_forget(&c->m->tree, c->reply.ino, 1);
+		tree_forget(&c->m->tree, p.ino, 1);
 	}
 }
 
@@ -157,11 +168,11 @@ static bool call_begin(struct change_call *c, pool_fn *fn, void (*answer)(struct
 	return call_begin_with(c, fn, call_resume, wait_ms);
 }
 
-/* Fills the reply for a node and counts the kernel's look-up. tree.lock held. */
-static void fill_reply(struct change_call *c, struct node *n)
+/* The answer, if anybody still waits for it, is this node. tree.lock held. */
+static void set_reply(struct change_call *c, struct node *n)
 {
-	attr_fill_entry_param(c->m, n, &c->reply);
-	n->lookups++;
+	node_hold(n);
+	c->replied = n;
 }
 
 /* ---- mkdir, rmdir ------------------------------------------------------------------------------------------ */
@@ -219,7 +230,7 @@ static void mkdir_job(void *arg)
 		pthread_mutex_lock(&m->tree.lock);
 		/* A new session is empty: nobody has to ask. */
 		f->entries_loaded = true;
-		fill_reply(c, &f->node);
+		set_reply(c, &f->node);
 		pthread_mutex_unlock(&m->tree.lock);
 		log_info("session '%s' was made, %s", c->name, s.id);
 	}
@@ -319,13 +330,15 @@ static void unlink_document_job(void *arg)
 {
 	struct change_call *c = arg;
 	struct mount *m = c->m;
-	CLEANUP(text_release) char *id = NULL;
+	CLEANUP(text_release) char *id = NULL, *sha256 = NULL;
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct entry *e = c->entry;
 	const char *document_id = e->is_shown ? entry_document_id(e) : NULL;
 	id = document_id ? strdup(document_id) : NULL;
-	bool is_last = id && folder_count_names(c->folder, id) == 1;
+	sha256 = id ? local_copy_sha256(c->folder, id) : NULL;
+	/* Nor is it taken away from a file with its bytes that is on its way. */
+	bool is_last = id && folder_count_names(c->folder, id) == 1 && !(sha256 && local_has_twin(c->folder, e, sha256));
 	pthread_mutex_unlock(&m->tree.lock);
 	int r = id ? 0 : -ENOENT;
 	if (is_last) {
@@ -363,8 +376,6 @@ void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *
 		job = unlink_local_job; /* what is still local can always be removed */
 	} else if ((error = -local_may_remove(m, e)) == 0) {
 		job = unlink_document_job;
-		if (e->was_there_before && m->options->remove != REMOVE_YES && folder_count_names(f, entry_document_id(e)) == 1)
-			error = EPERM; /* it was in the session before this mount's upload began */
 	}
 	if (!error) {
 		struct change_call *c = call_new(m, req, f, NULL, e, name, NULL);
@@ -390,7 +401,7 @@ static int attach_document(struct change_call *c, struct listing **ret, bool *re
 	id = document_id ? strdup(document_id) : NULL;
 	from = strdup(c->entry->folder->session.id);
 	to = strdup(c->to->session.id);
-	*ret_was_there = id && folder_find_document(c->to, id) != NULL;
+	*ret_was_there = id && folder_count_names(c->to, id) > 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!id || !from || !to)
 		return -ENOMEM;
@@ -423,7 +434,7 @@ static void link_job(void *arg)
 		e->mtime_ns = c->entry->mtime_ns;
 		r = local_become_document(m, e, attached, was_there);
 		if (r == 0)
-			fill_reply(c, &e->node);
+			set_reply(c, &e->node);
 	} else if (r == 0) {
 		r = -ENOMEM;
 	}
@@ -465,9 +476,9 @@ static void move_document_job(void *arg)
 	struct change_call *c = arg;
 	struct mount *m = c->m;
 	CLEANUP(listing_release) struct listing *attached = NULL;
-	CLEANUP(text_release) char *id = NULL, *from_id = NULL;
+	CLEANUP(text_release) char *id = NULL, *sha256 = NULL;
 	struct entry *e = c->entry;
-	bool was_there, is_last = false;
+	bool was_there;
 
 	int r = attach_document(c, &attached, &was_there);
 	if (r < 0) {
@@ -477,19 +488,15 @@ static void move_document_job(void *arg)
 	pthread_mutex_lock(&m->tree.lock);
 	const char *document_id = entry_document_id(e);
 	id = document_id ? strdup(document_id) : NULL;
-	is_last = id && folder_count_names(c->folder, id) == 1;
+	sha256 = id ? local_copy_sha256(c->folder, id) : NULL;
 	r = e->is_shown && !folder_find(c->to, c->new_name) ? 0 : -EEXIST;
 	if (r == 0)
 		r = local_move_document(m, e, c->to, c->new_name, attached, was_there);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r == 0)
 		folder_save_entry(m, e);
-	if (r == 0 && is_last) {
-		struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = c->deadline_ms };
-		int detached = backend_detach(m->backend, &call, c->folder->session.id, id);
-		if (detached < 0 && detached != -ENOENT)
-			log_warning("mv: '%s' is in its new session, and could not be taken out of the old one", c->name);
-	}
+	if (r == 0 && id && local_detach(m, c->folder, id, sha256, c->deadline_ms) < 0)
+		log_warning("mv: '%s' is in its new session, and could not be taken out of the old one", c->name);
 	call_done(c, r);
 }
 
@@ -502,6 +509,8 @@ static int take_new_name(struct change_call *c)
 
 	if (there == e)
 		return 0; /* local_event() was faster */
+	if (!e->is_shown)
+		return -ENOENT; /* removed meanwhile */
 	if (there) {
 		if (there->local && !there->local->counted_out && there->local->is_submitted)
 			return -EBUSY;
@@ -532,49 +541,106 @@ static int rename_error(int error)
 	return error == -EINVAL ? -EBADMSG : error;
 }
 
-/* The upload that a rename began has a verdict, or its 15 seconds are over, or its caller was killed. */
-static void rename_upload_resume(fuse_req_t req, void *arg, int how)
+/* The local file that is renamed over stays until the rename has succeeded, and is not sent meanwhile. Worker threads. */
+static int set_target_aside(struct change_call *c)
 {
-	struct change_call *c = arg;
+	struct mount *m = c->m;
+	struct entry *there = c->target;
+	int r = 0;
+
+	pthread_mutex_lock(&m->rows_lock);
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_sent = there->is_shown && there->local && there->local->is_submitted;
+	struct local *l = is_sent ? local_pin(there) : NULL;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (l) {
+		r = uploads_cancel(m->uploads, there->node.ino, true);
+		SCOPED_LOCK(&m->tree.lock);
+		if (l->is_submitted && (r == 0 || r == -ENOENT)) {
+			l->is_submitted = false;
+			l->is_dirty = true;
+			l->kind = FILE_SCRATCH;
+			c->has_set_aside = true;
+		}
+	}
+	pthread_mutex_unlock(&m->rows_lock);
+	if (l && r == -EINPROGRESS)
+		r = local_remove(m, there); /* too late: what comes of it is detached */
+	else if (l && (r == 0 || r == -ENOENT))
+		park_wake(m->park, &l->closers, -ECANCELED);
+	if (l) {
+		SCOPED_LOCK(&m->tree.lock);
+		local_unpin(there, l);
+	}
+	return r == -ENOENT ? 0 : r;
+}
+
+/* The rename failed: what it was to replace goes on. tree.lock held. */
+static void put_target_back(struct change_call *c)
+{
+	if (c->has_set_aside && c->target->is_shown && c->target->local)
+		local_send_later(c->m, c->target);
+	c->has_set_aside = false;
+}
+
+/* The rename's upload has an outcome, or is not waited for any longer: the names follow. 0 or what the caller is told. */
+static int rename_settle(struct change_call *c, int how)
+{
 	struct mount *m = c->m;
 	struct entry *e = c->entry;
 	struct upload_view view = { 0 };
 	int error = how;
 
+	SCOPED_LOCK(&m->rows_lock);
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_told = e->local && e->local->has_verdict && e->local->verdict < 0;
 	if (is_told)
 		error = e->local->verdict;
+	else if (entry_document_id(e) && (!e->local || e->local->counted_out))
+		error = 0; /* it is there */
+	else if (how == -ENOTCONN)
+		error = 0; /* the mount ends; the next one goes on under the new name */
 	pthread_mutex_unlock(&m->tree.lock);
-	if (is_told)
-		how = error;
-	else if (how == -ETIMEDOUT && uploads_view(m->uploads, e->node.ino, &view) == 0 && view.error == 0)
-		error = 0; /* still moving: it goes on as in background mode */
-	else if (how == -ETIMEDOUT && view.error)
-		error = view.error;
+	if (!is_told && error == -ETIMEDOUT && uploads_view(m->uploads, e->node.ino, &view) == 0)
+		error = view.error; /* 0: still moving: it goes on as in background mode */
 	if (error) {
 		/* The scratch name keeps its bytes, and nothing of this attempt may become a document behind the caller's back. */
-		if (uploads_cancel(m->uploads, e->node.ino, true) == -EINPROGRESS) {
-			log_warning("rename: '%s' failed, but its last step had been sent: what came of it is looked up", c->new_name);
+		int r = uploads_cancel(m->uploads, e->node.ino, true);
+		if (r < 0 && r != -ENOENT) {
+			log_warning("rename: '%s' failed, but its last step %s", c->new_name,
+				    r == -EINPROGRESS ? "had been sent: what came of it is looked up" : "can't be stopped");
 			error = 0;
 		}
 	}
-	pthread_mutex_lock(&m->tree.lock);
+	SCOPED_LOCK(&m->tree.lock);
 	struct local *l = e->local;
 	if (l)
 		l->is_held_back = false;
-	if (error == 0) {
+	if (error == 0)
 		error = take_new_name(c);
-	} else if (l && !l->counted_out) {
+	if (error && l && !l->counted_out) {
 		l->is_submitted = false;
 		l->kind = FILE_SCRATCH;
 		l->is_dirty = true; /* a rename may be tried again */
 		local_save_later(m, e);
 	}
-	bool is_document = error == 0 && entry_document_id(e);
+	if (error)
+		put_target_back(c);
+	return error;
+}
+
+/* The upload that a rename began has a verdict, or its 15 seconds are over, or its caller was killed. */
+static void rename_upload_resume(fuse_req_t req, void *arg, int how)
+{
+	struct change_call *c = arg;
+	struct mount *m = c->m;
+
+	int error = rename_settle(c, how);
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_document = error == 0 && entry_document_id(c->entry);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_document)
-		folder_save_entry(m, e);
+		folder_save_entry(m, c->entry);
 	fuse_reply_err(req, -rename_error(error));
 	pthread_mutex_lock(&m->tree.lock);
 	unlock_folders(c);
@@ -602,22 +668,27 @@ static int rename_over_document(struct change_call *c, bool *ret_done)
 	struct mount *m = c->m;
 	CLEANUP(listing_release) struct listing *held = NULL;
 	struct document d;
+	int at = 0;
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct entry *there = c->target;
 	bool has_document = entry_document(there, &d);
-	if (has_document)
+	if (has_document) {
 		held = listing_ref(there->document >= 0 ? there->folder->listing : there->own);
+		at = there->document >= 0 ? there->document : there->own_at;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (has_document && has_equal_bytes(m, c->entry, &d)) {
+		SCOPED_LOCK(&m->rows_lock);
 		pthread_mutex_lock(&m->tree.lock);
-		if (c->entry->local->mtime_ns >= 0)
-			there->mtime_ns = c->entry->local->mtime_ns;
 		/* The name's inode is the renamed file's from now on, as the kernel has it; the document is the same. */
 		struct entry *e = c->entry;
 		struct folder *from = e->folder;
-		CLEANUP(listing_release) struct listing *one = NULL;
-		int at = there->document >= 0 ? there->document : there->own_at;
+		const char *there_id = there->is_shown ? entry_document_id(there) : NULL;
+		if (!there_id || strcmp(there_id, d.id) != 0 || !e->is_shown || !e->local || e->local->counted_out) {
+			pthread_mutex_unlock(&m->tree.lock);
+			return -EBUSY; /* somebody was faster */
+		}
 		int64_t attached_wall_ms = there->attached_wall_ms, attached_ms = there->attached_ms;
 		bool was_there = there->was_there_before;
 		folder_hide_entry(&m->tree, there, false);
@@ -642,8 +713,13 @@ static int rename_over_document(struct change_call *c, bool *ret_done)
 	if (r < 0)
 		r = -EEXIST;
 	const char *id = entry_document_id(there);
-	if (r == 0 && id && folder_count_names(c->to, id) == 1 && !c->entry->local->supersedes_id)
-		c->entry->local->supersedes_id = strdup(id);
+	struct local *l = c->entry->local;
+	if (r == 0 && (!l || l->counted_out)) {
+		r = -EBUSY; /* it has become a document */
+	} else if (r == 0 && id && folder_count_names(c->to, id) == 1 && !l->supersedes_id) {
+		l->supersedes_id = strdup(id);
+		r = l->supersedes_id ? 0 : -ENOMEM;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
 	return r;
 }
@@ -662,6 +738,7 @@ static int rename_under_way(struct change_call *c)
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!session_id || !session_name)
 		return -ENOMEM;
+	SCOPED_LOCK(&m->rows_lock);
 	int r = becomes_scratch ? uploads_cancel(m->uploads, e->node.ino, true)
 				: uploads_rename(m->uploads, e->node.ino, session_id, session_name, c->new_name);
 	if (r == -EINPROGRESS || r == -ENOENT)
@@ -677,6 +754,15 @@ static int rename_under_way(struct change_call *c)
 	return take_new_name(c);
 }
 
+static void rename_done(struct change_call *c, int r)
+{
+	if (r < 0) {
+		SCOPED_LOCK(&c->m->tree.lock);
+		put_target_back(c);
+	}
+	call_done(c, r);
+}
+
 static void rename_local_job(void *arg)
 {
 	struct change_call *c = arg;
@@ -690,19 +776,22 @@ static void rename_local_job(void *arg)
 	bool is_under_way = e->local && e->local->is_submitted;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_over_local)
-		r = local_remove(m, c->target); /* a placeholder, or a file under way that is not wanted any more */
-	else if (c->target)
+		r = set_target_aside(c); /* a placeholder, or a file under way that is not wanted any more */
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_over_document = c->target && c->target->is_shown && (!c->target->local || c->target->local->counted_out);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (r == 0 && is_over_document)
 		r = rename_over_document(c, &is_done);
 	if (r == 0 && !is_done && is_under_way) {
 		r = rename_under_way(c);
 		is_done = true;
 	}
 	if (r < 0 || is_done) {
-		call_done(c, r);
+		rename_done(c, r);
 		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
+	struct local *l = e->local ? local_pin(e) : NULL;
 	/* A writer that still has it open sends it when it closes, and hears the verdict there. */
 	bool sends = l && l->writers == 0 && spool_size(l->spool) > 0 && !name_is_scratch(m->rules, c->new_name);
 	if (!sends) {
@@ -711,8 +800,10 @@ static void rename_local_job(void *arg)
 			l->is_dirty = true;
 			local_save_later(m, e);
 		}
+		if (l)
+			local_unpin(e, l);
 		pthread_mutex_unlock(&m->tree.lock);
-		call_done(c, r);
+		rename_done(c, r);
 		return;
 	}
 	l->is_held_back = true;
@@ -720,19 +811,24 @@ static void rename_local_job(void *arg)
 	bool waits = m->options->upload == UPLOAD_AT_CLOSE && m->options->settle_ms == 0;
 	int64_t not_before = m->options->settle_ms > 0 ? clock_now_ms() + m->options->settle_ms : 0;
 	r = local_submit(m, e, c->to, c->new_name, waits, not_before);
-	if (r < 0 || !waits) {
-		pthread_mutex_lock(&m->tree.lock);
-		l->is_held_back = false;
-		if (r >= 0)
-			r = take_new_name(c);
-		pthread_mutex_unlock(&m->tree.lock);
-		call_done(c, rename_error(r));
-		return;
-	}
 	/* From the worker's wait to the upload's: the request is taken off the one and parked on the other. */
 	pthread_mutex_lock(&m->tree.lock);
-	c->moves_on = true;
+	bool is_late = c->is_answered;
+	bool is_over = is_late || r < 0 || !waits;
+	if (is_over)
+		l->is_held_back = false;
+	else
+		c->moves_on = true;
+	if (is_over && !is_late && r >= 0)
+		r = take_new_name(c);
+	local_unpin(e, l);
 	pthread_mutex_unlock(&m->tree.lock);
+	if (is_late)
+		(void)rename_settle(c, -ECANCELED); /* its caller has been told already that it failed */
+	if (is_over) {
+		rename_done(c, rename_error(r));
+		return;
+	}
 	park_wake(m->park, &c->wait, 0);
 	pthread_mutex_lock(&m->tree.lock);
 	call_drop(c);
@@ -753,6 +849,7 @@ static void rename_resume(fuse_req_t req, void *arg, int how)
 		return;
 	}
 	bool moves_on = c->moves_on;
+	c->is_answered = true;
 	int verdict = l && l->has_verdict ? l->verdict : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (moves_on)
@@ -834,7 +931,7 @@ static void look_up_job(void *arg)
 		SCOPED_LOCK(&m->tree.lock);
 		struct link *l = ino ? tree_add_link(&m->tree, ino, target) : NULL;
 		if (l)
-			fill_reply(c, &l->node);
+			set_reply(c, &l->node);
 		else
 			r = -ENOMEM;
 	}

@@ -210,7 +210,7 @@ static void drop_run(void *arg)
 	int r = uploads_cancel(j->m->uploads, j->ino, false); /* a failed file is still the engine's */
 	if (r == -ENOENT)
 		r = queue_remove(j->m->queue, j->ino); /* always: one may be on its way from local_save() */
-	if (r < 0)
+	if (r < 0 && r != -EINPROGRESS) /* that one ends its row itself */
 		log_warning("queue: the row of a removed file stays; it is set aside at the next start");
 	if (j->sent_spool_id && j->sent_spool_id != spool_id(j->spool))
 		spool_unlink_id(j->m->spool_dir, j->sent_spool_id);
@@ -541,7 +541,7 @@ void local_forget_bytes(struct mount *m, struct entry *e)
 	struct local *l = e->local;
 
 	drop_later(m, e);
-	l->is_dirty = false;
+	l->is_dirty = l->is_submitted = false;
 	l->is_frozen = true;
 	l->counted_out = true;
 	local_free_if_done(e);
@@ -620,6 +620,15 @@ static void resend_job(void *arg)
 		local_unpin(j->entry, l);
 	}
 	entry_job_free(j);
+}
+
+void local_send_later(struct mount *m, struct entry *e)
+{
+	struct entry_job *j = entry_job_new(m, e);
+	if (j && pool_run(m->disk, resend_job, j) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(j);
+	}
 }
 
 /* The spool's bytes become the document's in the content cache, so that reading it back asks nobody. */
@@ -717,11 +726,7 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		folder_hide_entry(t, e, false);
 		drop_taken_back(m, e);
 	} else if (sends_again) {
-		struct entry_job *j = entry_job_new(m, e);
-		if (j && pool_run(m->disk, resend_job, j) < 0) {
-			node_drop(t, &e->node);
-			free(j);
-		}
+		local_send_later(m, e);
 	}
 	pthread_mutex_unlock(&t->lock);
 
@@ -966,11 +971,7 @@ static void on_canceled(struct mount *m, struct entry *e, const struct queue_ite
 		local_drop(m, e);
 		drop_taken_back(m, e);
 	} else if (sends_again) {
-		struct entry_job *j = entry_job_new(m, e);
-		if (j && pool_run(m->disk, resend_job, j) < 0) {
-			node_drop(&m->tree, &e->node);
-			free(j);
-		}
+		local_send_later(m, e);
 	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!sends_again)
@@ -1100,7 +1101,11 @@ int local_fill_copy(struct mount *m, struct entry *e)
 	char *block = r == 0 ? malloc(room) : NULL;
 	if (r == 0 && !block)
 		r = -ENOMEM;
-	for (off_t at = 0; r == 0;) {
+	SCOPED_LOCK(&m->fill_lock);
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_wanted = e->local && e->local->copy_of == from; /* else it was filled meanwhile, and written to since, perhaps */
+	pthread_mutex_unlock(&m->tree.lock);
+	for (off_t at = 0; r == 0 && is_wanted;) {
 		ssize_t n = pread(fd, block, room, at);
 		if (n < 0)
 			r = -errno;
@@ -1116,7 +1121,7 @@ int local_fill_copy(struct mount *m, struct entry *e)
 		e->local->copy_of = NULL;
 	}
 	pthread_mutex_unlock(&m->tree.lock);
-	return r;
+	return is_wanted ? r : 0;
 }
 
 /* ---- from an earlier run ----------------------------------------------------------------------------------- */

@@ -44,6 +44,7 @@ struct mount {
 	/* A local file's row in the queue, what the engine has of it and local->is_submitted change together under this one; taken before tree.lock
 	 * and held while the disk is waited for: worker threads. */
 	pthread_mutex_t rows_lock;
+	pthread_mutex_t fill_lock; /* one copy at a time gets its bytes; the same */
 
 	struct tree tree;
 
@@ -145,6 +146,8 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
  * held by the caller. to, name: where it belongs once it is there, when that differs from where it is (a rename). 0; 1: there is nothing to send;
  * or -errno. */
 int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits, int64_t not_before_ms);
+/* The same soon, on a worker. tree.lock held. */
+void local_send_later(struct mount *m, struct entry *e);
 /* Is it one that closing should send? tree.lock held. */
 bool local_wants_sending(struct mount *m, const struct entry *e);
 /* A scratch file's row is written soon, so that it survives a remount. tree.lock held. */

@@ -136,7 +136,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 /* ---- versions ---------------------------------------------------------------------------------------------- */
 
 /* The spool is one that may change; made so when it was sent already. Worker threads. */
-static int begin_version(struct mount *m, struct entry *e, bool keeps_bytes)
+static int begin_version(struct mount *m, struct entry *e, struct local *l, bool keeps_bytes)
 {
 	CLEANUP(spool_release) struct spool *old = NULL, *fresh = NULL;
 	int r = keeps_bytes ? local_fill_copy(m, e) : 0;
@@ -144,8 +144,8 @@ static int begin_version(struct mount *m, struct entry *e, bool keeps_bytes)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&m->tree.lock);
-	if (e->local->is_frozen)
-		old = spool_ref(e->local->spool);
+	if (l->is_frozen)
+		old = spool_ref(l->spool);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!old)
 		return 0;
@@ -156,7 +156,6 @@ static int begin_version(struct mount *m, struct entry *e, bool keeps_bytes)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = e->local;
 	if (l->spool == old) {
 		l->spool = fresh;
 		fresh = NULL;
@@ -180,7 +179,8 @@ struct change {
 	fuse_req_t req;
 	struct handle *handle; /* NULL: by name */
 	struct entry *entry;   /* held */
-	enum { CHANGE_WRITE, CHANGE_TRUNCATE, CHANGE_OPEN, CHANGE_ALLOCATE, CHANGE_READY } kind;
+	struct local *local;   /* pinned */
+	enum { CHANGE_WRITE, CHANGE_TRUNCATE, CHANGE_OPEN, CHANGE_REOPEN, CHANGE_ALLOCATE } kind;
 	off_t offset;
 	size_t len;
 	int to_set;
@@ -191,19 +191,25 @@ struct change {
 static void change_free(struct change *c)
 {
 	pthread_mutex_lock(&c->m->tree.lock);
+	local_unpin(c->entry, c->local);
 	node_drop(&c->m->tree, &c->entry->node);
 	pthread_mutex_unlock(&c->m->tree.lock);
 	free(c->bytes);
 	free(c);
 }
 
-static void mark_changed(struct mount *m, struct entry *e, struct handle *h)
+static void close_later(struct mount *m, struct entry *e);
+
+static void mark_changed(struct change *c)
 {
-	SCOPED_LOCK(&m->tree.lock);
-	e->local->is_dirty = true;
-	e->local->mtime_ns = clock_wall_ns();
-	if (h)
-		h->has_written = true;
+	SCOPED_LOCK(&c->m->tree.lock);
+	c->local->is_dirty = true;
+	c->local->mtime_ns = clock_wall_ns();
+	if (c->handle)
+		c->handle->has_written = true;
+	/* Cut or filled up by name, with nobody there who will close it. */
+	if (c->kind == CHANGE_TRUNCATE && c->local->writers == 0 && local_wants_sending(c->m, c->entry))
+		close_later(c->m, c->entry);
 }
 
 static int change_spool(struct change *c)
@@ -212,7 +218,7 @@ static int change_spool(struct change *c)
 	struct mount *m = c->m;
 
 	pthread_mutex_lock(&m->tree.lock);
-	s = spool_ref(c->entry->local->spool);
+	s = spool_ref(c->local->spool);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (c->kind == CHANGE_TRUNCATE || c->kind == CHANGE_OPEN)
 		return spool_truncate(s, c->offset);
@@ -239,10 +245,11 @@ static void reply_attr(struct mount *m, fuse_req_t req, struct node *n)
 static void finish_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_file_info *fi)
 {
 	pthread_mutex_lock(&m->tree.lock);
-	struct handle *h = e->local ? open_writer(m, req, e, fi) : NULL;
+	bool has_bytes = e->local != NULL;
+	struct handle *h = has_bytes ? open_writer(m, req, e, fi) : NULL;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!h)
-		fuse_reply_err(req, e->local ? ENOMEM : EACCES);
+		fuse_reply_err(req, has_bytes ? ENOMEM : EACCES);
 	else if (fuse_reply_open(req, fi) == -ENOENT)
 		write_release(m, h);
 }
@@ -253,7 +260,7 @@ static void change_done(struct change *c, int r)
 		fuse_reply_err(c->req, -r);
 	else if (c->kind == CHANGE_WRITE)
 		fuse_reply_write(c->req, c->len);
-	else if (c->kind == CHANGE_OPEN)
+	else if (c->kind == CHANGE_OPEN || c->kind == CHANGE_REOPEN)
 		finish_open(c->m, c->req, c->entry, &c->fi);
 	else if (c->kind == CHANGE_ALLOCATE)
 		fuse_reply_err(c->req, 0);
@@ -261,51 +268,82 @@ static void change_done(struct change *c, int r)
 		reply_attr(c->m, c->req, &c->entry->node);
 }
 
+/* A file that is to rest before it is sent rests again: its writer is not done. */
+static void hold_back(struct change *c)
+{
+	struct mount *m = c->m;
+
+	SCOPED_LOCK(&m->rows_lock);
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_held = c->local->is_submitted && c->entry->local == c->local;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!is_held || uploads_cancel(m->uploads, c->entry->node.ino, true) < 0)
+		return; /* it is sent as it was, and once more when it is closed again */
+	SCOPED_LOCK(&m->tree.lock);
+	c->local->is_submitted = false;
+	c->local->is_dirty = true;
+}
+
+static int change_on_worker(struct change *c)
+{
+	bool keeps_bytes = !((c->kind == CHANGE_TRUNCATE || c->kind == CHANGE_OPEN) && c->offset == 0);
+	int r;
+
+	if (c->kind == CHANGE_REOPEN || (c->kind == CHANGE_OPEN && c->m->options->settle_ms > 0))
+		hold_back(c);
+	if (c->kind == CHANGE_REOPEN)
+		return 0;
+	if (!keeps_bytes) { /* nobody needs the copy's bytes any more */
+		SCOPED_LOCK(&c->m->tree.lock);
+		listing_unref(c->local->copy_of);
+		c->local->copy_of = NULL;
+	}
+	do {
+		r = begin_version(c->m, c->entry, c->local, keeps_bytes);
+		if (r == 0)
+			r = change_spool(c);
+	} while (r == -EROFS); /* sent by somebody else's close meanwhile */
+	if (r == 0)
+		mark_changed(c);
+	return r;
+}
+
 static void change_job(void *arg)
 {
 	struct change *c = arg;
-	bool keeps_bytes = !((c->kind == CHANGE_TRUNCATE || c->kind == CHANGE_OPEN) && c->offset == 0);
 
-	if (!keeps_bytes) { /* nobody needs the copy's bytes any more */
-		pthread_mutex_lock(&c->m->tree.lock);
-		listing_unref(c->entry->local->copy_of);
-		c->entry->local->copy_of = NULL;
-		pthread_mutex_unlock(&c->m->tree.lock);
-	}
-	int r = begin_version(c->m, c->entry, keeps_bytes);
-	if (r == 0)
-		r = change_spool(c);
-	if (r == 0)
-		mark_changed(c->m, c->entry, c->handle);
-	change_done(c, r);
+	change_done(c, change_on_worker(c));
 	change_free(c);
 }
 
-/* Does it here when it costs nothing, else on a worker. bytes are borrowed. Takes no hold of its own for the first. */
+/* Does it here when it costs nothing, else on a worker. bytes are borrowed. */
 static void change(struct mount *m, struct change *c, const char *bytes)
 {
-	pthread_mutex_lock(&m->tree.lock);
-	struct local *l = c->entry->local;
-	bool waits = l && needs_worker_to_change(l);
-	node_hold(&c->entry->node);
-	pthread_mutex_unlock(&m->tree.lock);
 	struct change *job = malloc(sizeof(*job));
-	if (job)
+	int r = -EROFS;
+
+	pthread_mutex_lock(&m->tree.lock);
+	struct local *l = job ? c->entry->local : NULL;
+	bool waits = l && (needs_worker_to_change(l) || c->kind == CHANGE_REOPEN);
+	if (l) {
 		*job = *c;
-	if (!l || !job) {
-		fuse_reply_err(c->req, l ? ENOMEM : EACCES);
+		job->local = local_pin(c->entry);
+		node_hold(&c->entry->node);
+	}
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!l) {
+		fuse_reply_err(c->req, job ? EACCES : ENOMEM);
 		free(job);
-		pthread_mutex_lock(&m->tree.lock);
-		node_drop(&m->tree, &c->entry->node);
-		pthread_mutex_unlock(&m->tree.lock);
 		return;
 	}
 	job->bytes = (char *)bytes;
 	if (!waits) {
-		int r = change_spool(job);
+		r = change_spool(job);
 		if (r == 0)
-			mark_changed(m, job->entry, job->handle);
-		job->bytes = NULL;
+			mark_changed(job);
+	}
+	job->bytes = NULL;
+	if (r != -EROFS) { /* that one: it has just been sent, and a change is another version */
 		change_done(job, r);
 		change_free(job);
 		return;
@@ -332,23 +370,13 @@ void write_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_fi
 		error = -local_bring_home(m, e); /* written anew: that is a new try */
 	bool is_held = !error && l->is_submitted && m->options->settle_ms > 0;
 	pthread_mutex_unlock(&m->tree.lock);
-	if (error) {
+	struct change c = { .m = m, .req = req, .entry = e, .kind = (fi->flags & O_TRUNC) ? CHANGE_OPEN : CHANGE_REOPEN, .fi = *fi };
+	if (error)
 		fuse_reply_err(req, error);
-		return;
-	}
-	/* A file that is to rest before it is sent rests again: its writer is not done. */
-	if (is_held && uploads_cancel(m->uploads, e->node.ino, true) == 0) {
-		pthread_mutex_lock(&m->tree.lock);
-		l->is_submitted = false;
-		l->is_dirty = true;
-		pthread_mutex_unlock(&m->tree.lock);
-	}
-	if (fi->flags & O_TRUNC) {
-		struct change c = { .m = m, .req = req, .entry = e, .kind = CHANGE_OPEN, .offset = 0, .fi = *fi };
+	else if (is_held || (fi->flags & O_TRUNC))
 		change(m, &c, NULL);
-	} else {
+	else
 		finish_open(m, req, e, fi);
-	}
 }
 
 void write_bytes(struct mount *m, fuse_req_t req, struct handle *h, const char *bytes, size_t len, off_t offset)
@@ -413,7 +441,7 @@ void write_setattr(struct mount *m, fuse_req_t req, struct entry *e, const struc
 	/* Making it as long as it is changes nothing, and some programs do it last. */
 	if (truncates && is_local && !l->copy_of && spool_size(l->spool) == attr->st_size && attr->st_size > 0)
 		truncates = false;
-	int error = truncates && !l ? EACCES : 0;
+	int error = truncates && (!l || (l->counted_out && l->writers == 0)) ? EACCES : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (error) {
 		fuse_reply_err(req, error);
@@ -555,11 +583,28 @@ static struct closing *closing_new(struct mount *m, fuse_req_t req, struct entry
 	return c;
 }
 
+/* What copies a document asks the service, others the disk. */
+static struct pool *pool_for_close(struct mount *m, const struct entry *e)
+{
+	return e->local && e->local->copy_of ? m->calls : m->disk;
+}
+
+/* Sends it; nobody waits. tree.lock held. */
+static void close_later(struct mount *m, struct entry *e)
+{
+	struct closing *c = closing_new(m, NULL, e);
+	if (c && pool_run(pool_for_close(m, e), close_job, c) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(c);
+	}
+}
+
 void write_flush(struct mount *m, fuse_req_t req, struct handle *h)
 {
 	struct entry *e = h->entry;
 	int verdict = 0;
 	struct closing *c = NULL;
+	struct pool *pool = NULL;
 
 	if (!h->is_writer || !h->has_written) {
 		/* Nothing of this one's; but a name truncated through another way may hold bytes. */
@@ -578,8 +623,10 @@ void write_flush(struct mount *m, fuse_req_t req, struct handle *h)
 	bool sends = l && local_wants_sending(m, e) && !is_other;
 	bool joins = l && !sends && !l->is_dirty && l->is_submitted && m->options->upload == UPLOAD_AT_CLOSE &&
 		     m->options->settle_ms == 0;
-	if (sends || joins)
+	if (sends || joins) {
 		c = closing_new(m, req, e);
+		pool = pool_for_close(m, e);
+	}
 	else if (l && l->has_verdict && !l->is_dirty)
 		verdict = l->verdict; /* for a second closer of what failed already */
 	pthread_mutex_unlock(&m->tree.lock);
@@ -589,7 +636,7 @@ void write_flush(struct mount *m, fuse_req_t req, struct handle *h)
 		fuse_reply_err(req, ENOMEM);
 	else if (joins)
 		await_verdict(c);
-	else if (pool_run(m->disk, close_job, c) < 0) {
+	else if (pool_run(pool, close_job, c) < 0) {
 		fuse_reply_err(req, ENOMEM);
 		closing_free(c);
 	}
@@ -633,11 +680,7 @@ void write_release(struct mount *m, struct handle *h)
 		l->handles--;
 		l->writers -= h->is_writer;
 		if (l->writers == 0 && local_wants_sending(m, e)) {
-			struct closing *c = closing_new(m, NULL, e);
-			if (c && pool_run(m->disk, close_job, c) < 0) {
-				node_drop(&m->tree, &e->node);
-				free(c);
-			}
+			close_later(m, e);
 		} else if (l->writers == 0 && e->is_shown && !l->is_submitted && !l->has_row && !entry_document_id(e)) {
 			local_save_later(m, e);
 		}

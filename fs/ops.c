@@ -1029,7 +1029,15 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 		size = READ_BYTES_MAX;
 	if (!h->entry) {
 		size_t left = (size_t)offset < h->text.len ? h->text.len - (size_t)offset : 0;
-		fuse_reply_buf(req, h->text.data ? h->text.data + offset : "", left < size ? left : size);
+		size_t n = left < size ? left : size;
+		char *copy = malloc(n + 1); /* once it is answered the handle may be released, on another thread */
+		if (copy && n > 0)
+			memcpy(copy, h->text.data + offset, n);
+		if (copy)
+			fuse_reply_buf(req, copy, n);
+		else
+			fuse_reply_err(req, ENOMEM);
+		free(copy);
 		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);

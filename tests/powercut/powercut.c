@@ -5,7 +5,9 @@
  * folder has its names twice likewise: making, renaming and removing one goes into a log, and becomes durable with an fsync
  * of the folder, or, with --entries=file (as ext4 and XFS do it), with an fsync of the file as well.
  *
- *     powercut MOUNTPOINT [--entries=dir|file] [--fsync-ms=N]
+ *     powercut MOUNTPOINT [--entries=dir|file] [--fsync-ms=N] [--lies]
+ *
+ * With --lies fsync says yes and does nothing, so that a test can see that it would notice.
  *
  * It is driven over standard input, a line each, and answers each with a line:
  *     cut [SEED]     the power is gone: nothing is answered any more. Says "cut FILES NAMES": how many files' bytes and how
@@ -78,6 +80,7 @@ static struct {
 	int change_count;
 	const char *mountpoint;
 	bool file_brings_name; /* --entries=file */
+	bool lies;
 	long fsync_ms;
 	bool is_cut;
 	long armed; /* 0: not; else the so manieth change cuts */
@@ -414,6 +417,18 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
 		reply_entry(req, make(node_of(parent), name, S_IFDIR | (mode & 07777)), NULL);
 }
 
+/* Sockets, most of all: the kernel itself makes them work. */
+static void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+	(void)rdev;
+	if (power_goes(req))
+		return;
+	if (fs.node_count >= NODES_MAX)
+		fuse_reply_err(req, ENOSPC);
+	else
+		reply_entry(req, make(node_of(parent), name, mode), NULL);
+}
+
 static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
 	if (power_goes(req))
@@ -535,6 +550,10 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 		return;
 	if (fs.fsync_ms > 0)
 		usleep((useconds_t)fs.fsync_ms * 1000);
+	if (fs.lies) {
+		fuse_reply_err(req, 0);
+		return;
+	}
 	if (S_ISDIR(n->mode)) {
 		changes_keep(n);
 	} else {
@@ -579,6 +598,7 @@ static const struct fuse_lowlevel_ops operations = {
 	.getattr = op_getattr,
 	.setattr = op_setattr,
 	.mkdir = op_mkdir,
+	.mknod = op_mknod,
 	.create = op_create,
 	.unlink = op_remove,
 	.rmdir = op_remove,
@@ -671,11 +691,13 @@ int main(int argc, char **argv)
 			fs.file_brings_name = true;
 		else if (strcmp(argv[i], "--entries=dir") == 0)
 			fs.file_brings_name = false;
+		else if (strcmp(argv[i], "--lies") == 0)
+			fs.lies = true;
 		else if (sscanf(argv[i], "--fsync-ms=%ld", &fs.fsync_ms) != 1)
 			fs.mountpoint = argv[i];
 	}
 	if (!fs.mountpoint) {
-		fputs("usage: powercut MOUNTPOINT [--entries=dir|file] [--fsync-ms=N]\n", stderr);
+		fputs("usage: powercut MOUNTPOINT [--entries=dir|file] [--fsync-ms=N] [--lies]\n", stderr);
 		return 2;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);

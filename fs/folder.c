@@ -93,7 +93,6 @@ static void tell_kernel(struct mount *m, struct folder *f, const struct layout_c
 	if (f->gave_negatives && c->appeared_count > 0) {
 		for (int i = 0; i < c->appeared_count; i++)
 			notice_entry(m, f, c->appeared[i]->name);
-		f->gave_negatives = false;
 	}
 	if (c->left_count + c->appeared_count > 0 && f->node.lookups > 0)
 		notice_inode(m, f->node.ino);
@@ -206,7 +205,8 @@ static void on_page(void *arg, const struct listing *page)
 	struct layout_change c = { 0 };
 
 	pthread_mutex_lock(&m->tree.lock);
-	(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m, &c); /* the whole follows */
+	if (fl->folder->is_shown)
+		(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m, &c); /* the whole follows */
 	show_change(fl, &c);
 	pthread_mutex_unlock(&m->tree.lock);
 	park_wake(m->park, &fl->folder->waiters, 0);
@@ -360,6 +360,8 @@ static void stop_showing(struct mount *m, struct folder *f)
 {
 	struct entry *e;
 	struct snapshot *all = folder_snapshot(&m->tree, f, false);
+
+	f->is_withheld = true;
 	for (int i = 0; all && i < all->count; i++) {
 		e = all->items[i];
 		if (entry_is_local(e) || e->local)
@@ -450,7 +452,7 @@ static void flight_run(void *arg)
 	known = f->listing ? listing_ref(f->listing) : NULL;
 	int64_t now = clock_now_ms();
 	bool asks_session = known && now - f->session_asked_ms > SESSION_TTL_MS;
-	if (!known && !f->snapshot) {
+	if (!known && !(f->snapshot && f->snapshot->is_growing)) {
 		struct snapshot *s = folder_snapshot(&m->tree, f, true);
 		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
 	}
@@ -473,7 +475,7 @@ static void flight_run(void *arg)
 	pthread_mutex_lock(&m->tree.lock);
 	if (!f->is_shown)
 		r = -ENOENT; /* taken off meanwhile */
-	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document)) {
+	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || f->is_withheld)) {
 		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
 		show_change(fl, &c);
 	} else if (r == 0) { /* the same documents, said again */
@@ -485,7 +487,7 @@ static void flight_run(void *arg)
 		stop_showing(m, f);
 	}
 	if (r == 0)
-		f->is_gone = false;
+		f->is_gone = f->is_withheld = false;
 	f->refresh_error = r;
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;

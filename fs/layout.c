@@ -2,6 +2,7 @@
 #include "fs/layout.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,6 +50,11 @@ static void choose_name(const struct folder *f, const struct document *d, char r
 	memcpy(ret, safe, sizeof(safe));
 	for (int length = 4; is_taken(f, ret) && length <= 64; length += 4)
 		name_tell_apart(safe, d->id, length, ret);
+	for (unsigned n = 2; is_taken(f, ret); n++) { /* somebody called a file of his own just that */
+		char id[64];
+		(void)snprintf(id, sizeof(id), "%.40s%u", d->id, n); /* a longer id has its beginning in it: n tells them apart */
+		name_tell_apart(safe, id, 64, ret);
+	}
 }
 
 static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d, uint64_t (*next_ino)(void *arg), void *arg)
@@ -220,6 +226,12 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 	return r;
 }
 
+/* A name under which something is being written stays, whatever became of the document it wrote first. */
+static bool has_unsent_bytes(const struct entry *e)
+{
+	return e->local && (!e->local->counted_out || e->local->is_dirty);
+}
+
 int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (*next_ino)(void *arg), void *arg,
 		 struct layout_change *ret)
 {
@@ -259,7 +271,7 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 			struct document was;
 			next = gone->same;
 			listing_get(old, i, &was);
-			if (!gone->own) {
+			if (!gone->own && gone->is_shown) {
 				gone->own = listing_ref(old);
 				gone->own_at = i;
 			}
@@ -271,7 +283,7 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 	f->by_document = by_document;
 	f->listing = listing_ref(l);
 	for (size_t at = 0; (e = index_next(&f->unlisted, &at));)
-		if (e->is_shown && e->attached_ms <= listing_asked_ms(l) && r == 0)
+		if (e->is_shown && e->attached_ms <= listing_asked_ms(l) && !has_unsent_bytes(e) && r == 0)
 			r = add(&c.left, &c.left_count, e);
 	for (int i = 0; i < c.left_count; i++) {
 		c.left[i]->is_saved = false;

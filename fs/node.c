@@ -528,7 +528,8 @@ int folder_count_names(const struct folder *f, const char *document_id)
 
 struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing)
 {
-	(void)t;
+	if (is_growing)
+		forget_snapshot(t, f); /* one of before the walk would be the same to its end */
 	if (!f->snapshot) {
 		struct snapshot *s = calloc(1, sizeof(*s));
 		struct entry *e;

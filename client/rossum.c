@@ -37,8 +37,8 @@ enum {
 	TROUBLE_BYTES = 400,
 	PAGES_MAX = 20000, /* whatever `next` claims */
 	IDLE_PAGES_MAX = 3,
-	PAGE = 100,        /* the most a page may hold */
-	RATE = 9,          /* of the documented 10 a second */
+	PAGE = 100, /* the most a page may hold */
+	RATE = 9,   /* of the documented 10 a second */
 	WINDOW_MS = 1000,
 	PROVED_MS = 60 * 1000,     /* so long a token that was seen to work is not doubted for a 403 */
 	LOGIN_AGAIN_MS = 2 * 1000, /* a token refused right after its login is not the token's fault */
@@ -322,8 +322,7 @@ static bool read_mark(const cJSON *annotation, struct mark *ret)
 /* HTML is sanitised on its way in: what is read back is not what was sent. */
 static bool is_html(const char *name, const char *mime)
 {
-	return (mime && strcasecmp(mime, "text/html") == 0) ||
-	       (name && strcmp(mime_by_name(name), "text/html") == 0);
+	return (mime && strcasecmp(mime, "text/html") == 0) || (name && strcmp(mime_by_name(name), "text/html") == 0);
 }
 
 /* The members of an archive and the parts of a split file inherit the metadata, but not the bytes. */
@@ -376,10 +375,6 @@ static void add_extra(struct document *doc, const char *name, const char *value)
 		}
 	}
 }
-
-/* An annotation and the document it shows (NULL: not sent along). Borrowed from both and room. */
-static int read_document(struct rossum *s, const cJSON *annotation, const cJSON *document, struct document *ret,
-			 struct document_room *room);
 
 /* ---- what is remembered ------------------------------------------------------------------------------------- */
 
@@ -494,12 +489,36 @@ static bool attempt_look(struct rossum *s, const char *nonce, struct attempt *re
 
 /* ---- reading answers: documents ------------------------------------------------------------------------------ */
 
+/* What our own mark says of the bytes, if these are the bytes it was made for. */
+static void read_size(const cJSON *annotation, const cJSON *document, struct document *ret)
+{
+	struct mark mark;
+
+	ret->size_bytes = -1;
+	if (!read_mark(annotation, &mark) || !mark_is_of(&mark, document))
+		return;
+	ret->size_bytes = mark.size_bytes;
+	for (int i = 0; i < 64; i++)
+		ret->sha256_text[i] = (char)tolower((unsigned char)mark.sha256[i]);
+	ret->sha256 = ret->sha256_text;
+}
+
+/* `arrived_at` is an older name of the first. */
+static int64_t created_of(const cJSON *annotation, const cJSON *document)
+{
+	int64_t ms = time_of(document, "created_at");
+
+	if (ms < 0)
+		ms = time_of(document, "arrived_at");
+	return ms < 0 ? time_of(annotation, "created_at") : ms;
+}
+
+/* An annotation and the document it shows (NULL: not sent along). Borrowed from both and room. */
 static int read_document(struct rossum *s, const cJSON *annotation, const cJSON *document, struct document *ret,
 			 struct document_room *room)
 {
 	const char *upload, *known;
 	struct json_id other;
-	struct mark mark;
 
 	memset(ret, 0, sizeof(*ret));
 	ret->id = own_id(annotation, &room->id);
@@ -516,18 +535,8 @@ static int read_document(struct rossum *s, const cJSON *annotation, const cJSON 
 	ret->status = text_of(annotation, "status");
 	int i = status_find(ret->status);
 	ret->state = i >= 0 ? statuses[i].state : STATE_PROCESSING;
-	ret->size_bytes = -1;
-	if (read_mark(annotation, &mark) && mark_is_of(&mark, document)) {
-		ret->size_bytes = mark.size_bytes;
-		for (int k = 0; k < 64; k++)
-			ret->sha256_text[k] = (char)tolower((unsigned char)mark.sha256[k]);
-		ret->sha256 = ret->sha256_text;
-	}
-	ret->created_ms = time_of(document, "created_at");
-	if (ret->created_ms < 0)
-		ret->created_ms = time_of(document, "arrived_at");
-	if (ret->created_ms < 0)
-		ret->created_ms = time_of(annotation, "created_at");
+	read_size(annotation, document, ret);
+	ret->created_ms = created_of(annotation, document);
 	ret->mime = text_of(document, "mime_type");
 	if (!ret->mime)
 		ret->mime = mime_by_name(ret->filename);
@@ -594,7 +603,7 @@ struct sideload {
 	struct sideloaded {
 		struct json_id id;
 		const cJSON *item;
-	} *items;
+	} * items;
 	size_t count;
 };
 
@@ -942,7 +951,10 @@ static void pages_release(struct pages *p)
 	buf_release(&p->mark);
 }
 
-#define PAGES { .path = BUF(PATH_BYTES_MAX), .mark = BUF(PATH_BYTES_MAX) }
+#define PAGES                                                                                                          \
+	{                                                                                                              \
+		.path = BUF(PATH_BYTES_MAX), .mark = BUF(PATH_BYTES_MAX)                                               \
+	}
 
 /* `next` stands in `pagination`, or beside it. NULL, or what is wrong with it. */
 static const char *pages_turn(struct rossum *s, struct pages *p, const cJSON *body)
@@ -1076,10 +1088,9 @@ static bool mime_matches(const char *pattern, const char *mime)
 /* The suffixes of the types a queue takes; NULL: it names none, or none we know a suffix of. */
 static char *formats_of(const cJSON *queue)
 {
-	static const char *const suffixes[] = { "pdf",  "png",  "jpg", "jpeg", "tiff", "xlsx", "xls", "docx",
-						"doc",  "html", "htm", "pptx", "ppt",  "odt",  "rtf", "bmp",
-						"gif",  "webp", "heic", "xml", "json", "csv",  "txt", "eml",
-						"msg",  "zip" };
+	static const char *const suffixes[] = { "pdf",  "png", "jpg",  "jpeg", "tiff", "xlsx", "xls", "docx", "doc",
+						"html", "htm", "pptx", "ppt",  "odt",  "rtf",  "bmp", "gif",  "webp",
+						"heic", "xml", "json", "csv",  "txt",  "eml",  "msg", "zip" };
 	const cJSON *types = member(member(queue, "settings"), "accepted_mime_types"), *type;
 	CLEANUP(buf_release) struct buf text = BUF(400);
 
@@ -1756,32 +1767,35 @@ static int ask_document_id(struct rossum *s, struct call *call, const char *anno
 	return 0;
 }
 
-/* The bytes, with the token; should the service send us on to a storage, without it. */
+/* Where the service sent us on to: with the token if that is the service itself, else without. */
+static int get_content_at(struct rossum *s, struct call *call, const char *location, const int *fd)
+{
+	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
+	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
+	bool is_ours = http_path_of(s->http, location, &path) == 0;
+	const struct http_request q = { .target = is_ours ? HTTP_API : HTTP_STORAGE,
+					.method = "GET",
+					.path = is_ours ? buf_text(&path) : NULL,
+					.url = is_ours ? NULL : location,
+					.answer_fd = fd,
+					.is_long = true };
+
+	return http_do(s->http, call, &q, &reply);
+}
+
 static int get_content(struct rossum *s, struct call *call, const char *document_id, const int *fd)
 {
-	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX), inner = BUF(PATH_BYTES_MAX);
+	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
-	struct http_reply other = { 0 };
-	int r;
 
 	buf_addf(&path, "/documents/%s/content", document_id);
-	struct http_request q = {
+	/* A redirect is no failure here, so what is one is told by us. */
+	const struct http_request q = {
 		.method = "GET", .path = buf_text(&path), .answer_fd = fd, .is_long = true, .accepts_any = true
 	};
-	r = q.path ? ask(s, call, &q, &reply) : no_memory(call);
-	if (r < 0 && reply.location) {
-		bool is_ours = http_path_of(s->http, reply.location, &inner) == 0;
-		const struct http_request on = { .target = is_ours ? HTTP_API : HTTP_STORAGE,
-						 .method = "GET",
-						 .path = is_ours ? buf_text(&inner) : NULL,
-						 .url = is_ours ? NULL : reply.location,
-						 .answer_fd = fd,
-						 .is_long = true };
-
-		r = http_do(s->http, call, &on, &other);
-		http_reply_release(&other);
-		return r;
-	}
+	int r = q.path ? ask(s, call, &q, &reply) : no_memory(call);
+	if (r < 0 && reply.location)
+		return get_content_at(s, call, reply.location, fd);
 	if (r < 0 && call->fault.kind != FAULT_GONE && call->fault.kind != FAULT_CANCELED &&
 	    call->fault.kind != FAULT_BUDGET)
 		log_warning("rossum: GET %s: %s", q.path ? q.path : "", call->fault.words);
@@ -1909,8 +1923,7 @@ static int find_copy(struct rossum *s, struct call *call, const char *queue_id, 
 		int64_t created_ms = time_of(item, "created_at");
 		const char *id = own_id(item, &room);
 
-		if (id && strcmp(id, annotation_id) != 0 && !is_hidden(item) &&
-		    created_ms >= since_wall_ms - SKEW_MS) {
+		if (id && strcmp(id, annotation_id) != 0 && !is_hidden(item) && created_ms >= since_wall_ms - SKEW_MS) {
 			*ret = room;
 			return 0;
 		}
@@ -1921,7 +1934,8 @@ static int find_copy(struct rossum *s, struct call *call, const char *queue_id, 
 static int post_copy(struct rossum *s, struct call *call, const char *queue_id, const char *annotation_id,
 		     struct json_id *ret)
 {
-	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX), text = BUF(BODY_BYTES_MAX), url = BUF(PATH_BYTES_MAX);
+	CLEANUP(buf_release)
+	struct buf path = BUF(PATH_BYTES_MAX), text = BUF(BODY_BYTES_MAX), url = BUF(PATH_BYTES_MAX);
 	CLEANUP(json_release) cJSON *body = NULL;
 
 	buf_addf(&path, "/annotations/%s/copy", annotation_id);
@@ -2096,8 +2110,9 @@ static int rossum_upload_sign(struct backend *b, struct call *call, struct uploa
 
 static void metadata_print(struct rossum *s, const struct upload *u, const char *nonce, struct buf *ret)
 {
-	buf_addf(ret, "{\"sessionfs\":{\"size\":%lld,\"sha256\":\"%s\",\"nonce\":\"%s\",\"name\":",
-		 (long long)u->size_bytes, u->sha256, nonce);
+	buf_addf(ret,
+		 "{\"sessionfs\":{\"size\":%lld,\"sha256\":\"%s\",\"nonce\":\"%s\",\"name\":", (long long)u->size_bytes,
+		 u->sha256, nonce);
 	json_add_quoted(ret, u->name);
 	buf_addf(ret, "}%s}", s->metadata);
 }
@@ -2199,7 +2214,8 @@ static int store(struct rossum *s, struct call *call, struct upload *u, struct t
 	if (r < 0) {
 		bool is_in_doubt = call->fault.may_have_happened;
 
-		/* "Try later" is said before a file is looked at; after any other silence it may still be on its way. */
+		/* "Try later" is said before a file is looked at; after any other silence it may still be on its way.
+		 */
 		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : SETTLE_MS, is_in_doubt);
 		return r;
 	}
@@ -2253,7 +2269,10 @@ static int task_failed(struct call *call, const cJSON *task)
 	const char *detail = text_of(task, "detail"), *code = text_of(task, "code");
 
 	forget_fault(call);
-	return fail(call, FAULT_INVALID, -EINVAL, detail ? detail : code ? code : "the service failed to take the file in");
+	return fail(call, FAULT_INVALID, -EINVAL,
+		    detail ? detail
+		    : code ? code
+			   : "the service failed to take the file in");
 }
 
 static int follow_task(struct rossum *s, struct call *call, struct ticket *t)
@@ -2276,7 +2295,8 @@ static int follow_task(struct rossum *s, struct call *call, struct ticket *t)
 	if (has_status(task, "failed"))
 		return task_failed(call, task);
 	if (!text_of(task, "status") && member(task, "annotations"))
-		return own_id(task, &t->upload) ? 0 : NOT_YET; /* the upload itself, from a server that ignores the flag */
+		return own_id(task, &t->upload) ? 0
+						: NOT_YET; /* the upload itself, from a server that ignores the flag */
 	if (!has_status(task, "succeeded"))
 		return NOT_YET;
 	if (!ref_in(member(task, "content"), "upload", &t->upload) && !ref_in(task, "result_url", &t->upload))
@@ -2742,8 +2762,9 @@ static const struct backend_option options[] = {
 static const struct backend_caps caps = {
 	.service = "rossum",
 	.title = "Rossum",
-	.token_help = "Give a token of the Rossum API (POST /auth/login makes one), or username= and the password as the "
-		      "secret; the user needs a role that may see and fill the queues.",
+	.token_help =
+		"Give a token of the Rossum API (POST /auth/login makes one), or username= and the password as the "
+		"secret; the user needs a role that may see and fill the queues.",
 	.default_url = NULL,
 	.formats = "pdf png jpg jpeg tiff xlsx xls docx doc html htm",
 	.document_bytes_max = DOCUMENT_BYTES_MAX,
@@ -2860,7 +2881,9 @@ static int read_url(struct rossum *s, const struct backend_config *config, struc
 static struct limit_options limit_options_of(const struct backend_config *config)
 {
 	int per_min = config->rate_per_min;
-	struct limit_options o = { .rate = RATE, .window_ms = WINDOW_MS, .path = config->limit_path, .subject = "rossum" };
+	struct limit_options o = {
+		.rate = RATE, .window_ms = WINDOW_MS, .path = config->limit_path, .subject = "rossum"
+	};
 
 	if (per_min < 0)
 		o.rate = -1;

@@ -610,6 +610,22 @@ static void one_change_costs_few_requests(void **state)
 	assert_int_equal(find_name(third, "new.pdf", &doc), -1);
 }
 
+static void ten_thousand_documents_cost_a_hundred_requests(void **state)
+{
+	struct place *p = *state;
+
+	annotation(p, "\"count\":10000,\"size\":1000");
+	control(p, "/requests/clear", NULL);
+	CLEANUP(listing_release) struct listing *first = list(p, NULL);
+	assert_int_equal(listing_count(first), 10000);
+	assert_int_equal(sandbox_count(p->box, NULL), 100);
+	annotation(p, "\"filename\":\"new.pdf\",\"text\":\"%PDF\"");
+	control(p, "/requests/clear", NULL);
+	CLEANUP(listing_release) struct listing *second = list(p, first);
+	assert_int_equal(listing_count(second), 10001);
+	assert_in_range(sandbox_count(p->box, NULL), 2, 3);
+}
+
 static void an_old_document_that_changes_is_seen(void **state)
 {
 	struct place *p = *state;
@@ -1426,6 +1442,7 @@ int main(void)
 		TEST(metadata_that_lies_of_its_shape_is_not_believed),
 		TEST(an_unchanged_queue_costs_one_request),
 		TEST(one_change_costs_few_requests),
+		TEST(ten_thousand_documents_cost_a_hundred_requests),
 		TEST(an_old_document_that_changes_is_seen),
 		TEST(counts_that_disagree_with_the_list_are_given_up),
 		TEST(what_slipped_between_two_pages_is_asked_for),

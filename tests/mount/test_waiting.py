@@ -179,14 +179,16 @@ class ServiceDies(Waiting):
         self.assertEqual(0, self.mount.command("retry", "--all").status)
         self.arrives_once(paper)
 
-    def test_a_file_dropped_into_a_folder_that_was_never_listed_is_listed_with_the_service_away(self):
+    def test_a_file_dropped_where_nothing_was_listed_yet_shows_with_the_service_away_and_ls_says_that_it_is_not_all(self):
         self.setting(2, close_timeout="1s")
         self.expects(*NETWORK)
         self.sandbox.control("POST", "/down", {"how": "refuse"})
         cold = os.path.join(self.mount.path, "S001")
         paper = self.paper()
         self.assertEqual(1, run(["cp", paper, cold]).status)
-        self.assertEqual(["paper.pdf"], os.listdir(cold))
+        ls = run(["ls", cold])
+        self.assertEqual("paper.pdf\n", ls.out)
+        self.assertNotEqual(0, ls.status, "ls says that this is all")
         self.assertEqual(read(paper), read(os.path.join(cold, "paper.pdf")))
 
     def test_trouble_shorter_than_close_timeout_is_not_noticed(self):

@@ -1352,6 +1352,9 @@ static const char *backend_option_value(void *arg, const char *name, int nth)
 	const struct options *o = arg;
 	size_t len = strlen(name);
 
+	/* In the general table, since which folders to show is everybody's question; the backend has the answer. */
+	if (strcmp(name, "queue") == 0)
+		return nth < o->queues.count ? o->queues.items[nth] : NULL;
 	for (int i = 0; i < o->backend.count; i++) {
 		const char *text = o->backend.items[i];
 		if (strncmp(text, name, len) == 0 && text[len] == '=' && nth-- == 0)

@@ -1,7 +1,7 @@
 /* The queue's table; see queue.h.
  *
- * A row is the only witness of a file whose bytes exist nowhere else, so it is never dropped for being odd: what cannot be
- * understood moves to file_aside as it stands, and its bytes to spool/aside, where a person finds both. */
+ * A row is the only witness of a file whose bytes exist nowhere else, so it is never dropped for being odd: what
+ * cannot be understood moves to file_aside as it stands, and its bytes to spool/aside, where a person finds both. */
 #include "fs/queue.h"
 
 #include <errno.h>
@@ -28,18 +28,19 @@ enum {
 
 /* The columns in the order of put_bind() and item_read(). */
 #define COLUMNS                                                                                                        \
-	"ino, session_id, session_name, name, spool_id, size_bytes, sha256, mtime_ns, kind, step, ticket, "             \
-	"ticket_wall_ms, account, attempts, queued_wall_ms, next_wall_ms, may_have_happened, key_renewed, known_id, "    \
+	"ino, session_id, session_name, name, spool_id, size_bytes, sha256, mtime_ns, kind, step, ticket, "            \
+	"ticket_wall_ms, account, attempts, queued_wall_ms, next_wall_ms, may_have_happened, key_renewed, known_id, "  \
 	"known_session_id, prior_ids, supersedes_id, error, fault, words"
 #define EXCLUDED                                                                                                       \
-	"excluded.session_id, excluded.session_name, excluded.name, excluded.spool_id, excluded.size_bytes, "            \
-	"excluded.sha256, excluded.mtime_ns, excluded.kind, excluded.step, excluded.ticket, excluded.ticket_wall_ms, "   \
-	"excluded.account, excluded.attempts, excluded.queued_wall_ms, excluded.next_wall_ms, "                          \
-	"excluded.may_have_happened, excluded.key_renewed, excluded.known_id, excluded.known_session_id, "               \
+	"excluded.session_id, excluded.session_name, excluded.name, excluded.spool_id, excluded.size_bytes, "          \
+	"excluded.sha256, excluded.mtime_ns, excluded.kind, excluded.step, excluded.ticket, excluded.ticket_wall_ms, " \
+	"excluded.account, excluded.attempts, excluded.queued_wall_ms, excluded.next_wall_ms, "                        \
+	"excluded.may_have_happened, excluded.key_renewed, excluded.known_id, excluded.known_session_id, "             \
 	"excluded.prior_ids, excluded.supersedes_id, excluded.error, excluded.fault, excluded.words"
 #define COLUMNS_BUT_INO                                                                                                \
-	"session_id, session_name, name, spool_id, size_bytes, sha256, mtime_ns, kind, step, ticket, ticket_wall_ms, "   \
-	"account, attempts, queued_wall_ms, next_wall_ms, may_have_happened, key_renewed, known_id, known_session_id, "  \
+	"session_id, session_name, name, spool_id, size_bytes, sha256, mtime_ns, kind, step, ticket, ticket_wall_ms, " \
+	"account, attempts, queued_wall_ms, next_wall_ms, may_have_happened, key_renewed, known_id, "                  \
+	"known_session_id, "                                                                                           \
 	"prior_ids, supersedes_id, error, fault, words"
 
 static const char schema[] =
@@ -53,7 +54,8 @@ static const char schema[] =
 	" step TEXT, ticket TEXT, ticket_wall_ms INTEGER, account TEXT, attempts INTEGER, queued_wall_ms INTEGER,"
 	" next_wall_ms INTEGER, may_have_happened INTEGER, key_renewed INTEGER, known_id TEXT, known_session_id TEXT,"
 	" prior_ids TEXT, supersedes_id TEXT, error INTEGER, fault TEXT, words TEXT);"
-	"CREATE TABLE IF NOT EXISTS known_hash(workspace_id TEXT, sha256 TEXT, document_id TEXT NOT NULL, session_id TEXT,"
+	"CREATE TABLE IF NOT EXISTS known_hash(workspace_id TEXT, sha256 TEXT, document_id TEXT NOT NULL, session_id "
+	"TEXT,"
 	" PRIMARY KEY(workspace_id, sha256)) WITHOUT ROWID;";
 
 enum statement {
@@ -71,19 +73,22 @@ enum statement {
 
 static const char *const statement_texts[STATEMENT_COUNT] = {
 	[LOAD] = "SELECT " COLUMNS " FROM file ORDER BY queued_wall_ms, ino",
-	/* A row that is put as it stands already touches no page, and costs no fsync: a mount that takes its files up again. */
+	/* A row that is put as it stands already touches no page, and costs no fsync: a mount that takes its files
+	 * up again. */
 	[PUT] = "INSERT INTO file(" COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 		" ON CONFLICT(ino) DO UPDATE SET (" COLUMNS_BUT_INO ") = (" EXCLUDED ")"
 		" WHERE (" COLUMNS_BUT_INO ") IS NOT (" EXCLUDED ")",
 	[REMOVE] = "DELETE FROM file WHERE ino = ?",
 	[ASIDE] = "INSERT INTO file_aside SELECT ?2, ?3, " COLUMNS " FROM file WHERE ino = ?1",
-	[ADD_PRIOR] = "UPDATE file SET prior_ids = trim(prior_ids || ' ' || ?4) WHERE ino <> ?1 AND session_id = ?2"
-		      " AND sha256 = ?3 AND prior_ids IS NOT NULL AND instr(' ' || prior_ids || ' ', ' ' || ?4 || ' ') = 0",
+	[ADD_PRIOR] =
+		"UPDATE file SET prior_ids = trim(prior_ids || ' ' || ?4) WHERE ino <> ?1 AND session_id = ?2"
+		" AND sha256 = ?3 AND prior_ids IS NOT NULL AND instr(' ' || prior_ids || ' ', ' ' || ?4 || ' ') = 0",
 	[FIND_STORED] = "SELECT 1 FROM file WHERE ino <> ?1 AND session_id = ?2 AND sha256 = ?3 AND account = ?4"
 			" AND kind = 'pending' AND step = 'stored' LIMIT 1",
-	[HASH_PUT] = "INSERT INTO known_hash(workspace_id, sha256, document_id, session_id) VALUES(?,?,?,?)"
-		     " ON CONFLICT DO UPDATE SET (document_id, session_id) = (excluded.document_id, excluded.session_id)"
-		     " WHERE (document_id, session_id) IS NOT (excluded.document_id, excluded.session_id)",
+	[HASH_PUT] =
+		"INSERT INTO known_hash(workspace_id, sha256, document_id, session_id) VALUES(?,?,?,?)"
+		" ON CONFLICT DO UPDATE SET (document_id, session_id) = (excluded.document_id, excluded.session_id)"
+		" WHERE (document_id, session_id) IS NOT (excluded.document_id, excluded.session_id)",
 	[HASH_FIND] = "SELECT document_id, session_id FROM known_hash WHERE workspace_id = ? AND sha256 = ?",
 	[HASH_FORGET] = "DELETE FROM known_hash WHERE sha256 = ? AND document_id = ?",
 };
@@ -112,10 +117,10 @@ static const char *const step_words[] = {
 };
 
 static const char *const fault_words[] = {
-	[FAULT_NONE] = "none",		 [FAULT_ACCOUNT] = "account", [FAULT_FORBIDDEN] = "forbidden",
-	[FAULT_GONE] = "gone",		 [FAULT_INVALID] = "invalid", [FAULT_KEY] = "key",
+	[FAULT_NONE] = "none",           [FAULT_ACCOUNT] = "account",   [FAULT_FORBIDDEN] = "forbidden",
+	[FAULT_GONE] = "gone",           [FAULT_INVALID] = "invalid",   [FAULT_KEY] = "key",
 	[FAULT_TOO_LARGE] = "too large", [FAULT_CONFLICT] = "conflict", [FAULT_BUDGET] = "budget",
-	[FAULT_AWAY] = "away",		 [FAULT_CANCELED] = "canceled",
+	[FAULT_AWAY] = "away",           [FAULT_CANCELED] = "canceled",
 };
 
 #define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
@@ -254,7 +259,8 @@ static int db_open(struct queue *q, const char *path)
 	if (e == SQLITE_OK)
 		e = exec(q, schema);
 	for (int i = 0; e == SQLITE_OK && i < STATEMENT_COUNT; i++)
-		e = sqlite3_prepare_v3(q->db, statement_texts[i], -1, SQLITE_PREPARE_PERSISTENT, &q->statements[i], NULL);
+		e = sqlite3_prepare_v3(q->db, statement_texts[i], -1, SQLITE_PREPARE_PERSISTENT, &q->statements[i],
+				       NULL);
 	return e;
 }
 
@@ -356,7 +362,8 @@ int queue_remove(struct queue *q, uint64_t ino)
 	return step_to_end(q, s, "a file cannot be taken out", e);
 }
 
-int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *document_id)
+int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256,
+		    const char *document_id)
 {
 	int e = SQLITE_OK;
 
@@ -369,7 +376,8 @@ int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, c
 	return step_to_end(q, s, "files of equal bytes cannot be told of a document", e);
 }
 
-int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *account)
+int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256,
+		      const char *account)
 {
 	int e = SQLITE_OK;
 
@@ -615,8 +623,8 @@ static int set_aside(struct queue *q, const struct oddity *odd)
 	if (r < 0)
 		(void)exec(q, "ROLLBACK"); /* what failed before it was told */
 	else
-		log_error("queue: the record of file %" PRId64 " is damaged (%s): set aside in table file_aside", odd->ino,
-			  odd->why);
+		log_error("queue: the record of file %" PRId64 " is damaged (%s): set aside in table file_aside",
+			  odd->ino, odd->why);
 	return r;
 }
 
@@ -709,7 +717,8 @@ int queue_load(struct queue *q, void (*each)(void *arg, const struct queue_item 
 		int r = rows_read(q, &found, &odd);
 		if (r < 0)
 			return r;
-		/* Tidied up once, before anybody writes: later a file without its other half is one just being made or dropped. */
+		/* Tidied up once, before anybody writes: later a file without its other half is one just being made
+		 * or dropped. */
 		for (int i = 0; !q->was_loaded && i < odd.count; i++)
 			(void)set_aside(q, &odd.items[i]); /* logged; it is passed over all the same */
 		if (!q->was_loaded && (r = strays_set_aside(q, &found)) < 0)

@@ -1,9 +1,10 @@
 /* What is local, waits to be uploaded, or failed, and how far each file has come; knows no network.
  *
- * One row a file in state.db (table `file`; its own connection, WAL, synchronous=FULL). A call that returned 0 has its
- * effect after power loss; the order is: spool_sync() first, then the row, so that a row's bytes are whole. Calls take as long as
- * an fsync: worker threads. Any thread. A row that cannot be understood, or whose spool file is missing or of another
- * size, is moved to table `file_aside` with a log line; a spool file without a row is moved to spool/aside/. */
+ * One row a file in state.db (table `file`; its own connection, WAL, synchronous=FULL). A call that returned 0 has
+ * its effect after power loss; the order is: spool_sync() first, then the row, so that a row's bytes are whole.
+ * Calls take as long as an fsync: worker threads. Any thread. A row that cannot be understood, or whose spool file
+ * is missing or of another size, is moved to table `file_aside` with a log line; a spool file without a row is moved
+ * to spool/aside/. */
 #pragma once
 
 #include <stdbool.h>
@@ -40,7 +41,7 @@ struct queue_item {
 	bool key_renewed;        /* went back to step 1 once after a refused key */
 	char *known_id;          /* try to attach this document first; NULL: by transfer */
 	char *known_session_id;  /* where it was seen; may be NULL */
-	char *prior_ids;         /* documents of this hash in the session before the upload began, separated by spaces */
+	char *prior_ids;         /* documents of this hash in the session before it began, separated by spaces; NULL: not asked */
 	char *supersedes_id;     /* a document of ours to detach once this one is attached */
 	int error;               /* -errno of the last failure, 0 none */
 	enum fault_kind fault;
@@ -54,16 +55,20 @@ int queue_item_copy(const struct queue_item *i, struct queue_item *ret);
 int queue_open(const char *dir, struct buf *why, struct queue **ret);
 void queue_close(struct queue *q);
 
-/* Every sound row, oldest first; `item` is borrowed. */
+/* Every sound row, oldest first; `item` is borrowed, and may be put back at once. The first load sets aside what is
+ * damaged: before anybody writes, and with the state folder's lock held. */
 int queue_load(struct queue *q, void (*each)(void *arg, const struct queue_item *item), void *arg);
 int queue_put(struct queue *q, const struct queue_item *item); /* inserts or replaces by ino */
 int queue_remove(struct queue *q, uint64_t ino);
 
-/* Tells every other row of these bytes and this session that already has prior_ids of one more document that is not its own. */
-int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *document_id);
+/* Tells every other row of these bytes and this session that already has prior_ids of one more document that is not
+ * its own. */
+int queue_add_prior(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256,
+		    const char *document_id);
 
 /* Is there another file of these bytes, session and account at UPLOAD_STORED? 0, or -ENOENT. */
-int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256, const char *account);
+int queue_find_stored(struct queue *q, uint64_t but_ino, const char *session_id, const char *sha256,
+		      const char *account);
 
 /* Bytes this mount put into a workspace, for attaching them by id next time. -ENOENT. The caller frees. */
 int queue_remember_hash(struct queue *q, const char *workspace_id, const char *sha256, const char *document_id,

@@ -1,8 +1,8 @@
 /* The local bytes of one file; see spool.h.
  *
- * The hash always covers the first hash_at bytes of the file: a write right there carries it on, one further out leaves it,
- * one before it starts it over. So spool_finish() has only to read what is missing, and does so in pieces, without keeping
- * writers out for the length of a large file. */
+ * The hash always covers the first hash_at bytes of the file: a write right there carries it on, one further out
+ * leaves it, one before it starts it over. So spool_finish() has only to read what is missing, and does so in
+ * pieces, without keeping writers out for the length of a large file. */
 #include "fs/spool.h"
 
 #include <dirent.h>
@@ -38,9 +38,9 @@ struct spool {
 	EVP_MD_CTX *hash;           /* of the first hash_at bytes */
 	int64_t hash_at;
 	bool is_frozen;
-	bool is_dirty;         /* changed since the last fsync began */
-	bool is_name_synced;   /* the folder was synced since the file was made */
-	int sync_error;        /* an fsync that failed once proves nothing when it succeeds later */
+	bool is_dirty;       /* changed since the last fsync began */
+	bool is_name_synced; /* the folder was synced since the file was made */
+	int sync_error;      /* an fsync that failed once proves nothing when it succeeds later */
 };
 
 static void path_of(const char *dir, uint64_t id, struct buf *ret)

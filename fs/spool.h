@@ -1,9 +1,9 @@
 /* The local bytes of one version of one file: a file of ours in state_dir/spool, named by its id in decimal.
  *
- * SHA-256 runs along while bytes come in order; a write elsewhere or a truncate makes spool_finish() read the file again.
- * Writing, truncating and hashing lock the spool itself; a frozen one refuses to change (-EROFS), so that an upload may
- * read it without a lock. Counted: ref/unref from any thread; the descriptor closes with the last one, the file stays
- * until spool_unlink(). fsync and cloning block: worker threads. */
+ * SHA-256 runs along while bytes come in order; a write elsewhere or a truncate makes spool_finish() read the file
+ * again. Writing, truncating and hashing lock the spool itself; a frozen one refuses to change (-EROFS), so that an
+ * upload may read it without a lock. Counted: ref/unref from any thread; the descriptor closes with the last one,
+ * the file stays until spool_unlink(). fsync and cloning block: worker threads. */
 #pragma once
 
 #include <stdint.h>

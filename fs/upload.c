@@ -9,11 +9,12 @@
  *	  +------------------------ HELD (its session is gone, or it is another account's)
  *
  * Workers sign and send, a few at a time. What has to be asked of a session (is it there? attach by a known id; attach
- * what was sent) collects in the session's line, which asks one thing at a time: what comes meanwhile shares the next request.
+ * what was sent) collects in the session's line, which asks one thing at a time: what comes meanwhile shares the next
+ * request.
  *
- * While the service fails, a gate is closed: one job at a time goes through as a probe, with growing pauses, and the first
- * success at the step that failed opens it for all. The clock (a thread of its own, so that blocked calls cannot hold it up) ends
- * pauses, and tells those who wait for longer than the close timeout without progress. */
+ * While the service fails, a gate is closed: one job at a time goes through as a probe, with growing pauses, and the
+ * first success at the step that failed opens it for all. The clock (a thread of its own, so that blocked calls cannot
+ * hold it up) ends pauses, and tells those who wait for longer than the close timeout without progress. */
 #include "fs/upload.h"
 
 #include <assert.h>
@@ -34,22 +35,22 @@
 #include "client/base/pool.h"
 
 enum {
-	LINES_MAX = 4,               /* sessions asked at one time */
-	BATCH_MAX = 100,             /* whatever a backend says */
+	LINES_MAX = 4,   /* sessions asked at one time */
+	BATCH_MAX = 100, /* whatever a backend says */
 	PAUSE_FIRST_MS = 1000,
 	PAUSE_MAX_MS = 5 * 60 * 1000,
-	PAUSE_WAITED_MS = 2000,      /* while somebody waits */
-	PAUSE_LOCAL_MS = 5000,       /* our own disk or memory failed */
-	AWAY_PATIENCE_MS = 2000,     /* one attempt while the service is known to be away */
+	PAUSE_WAITED_MS = 2000,  /* while somebody waits */
+	PAUSE_LOCAL_MS = 5000,   /* our own disk or memory failed */
+	AWAY_PATIENCE_MS = 2000, /* one attempt while the service is known to be away */
 	ACCOUNT_PAUSE_MS = 60 * 1000,
-	PROBE_AGAIN_MS = 5000,       /* a new file may cause a probe, but no more often */
+	PROBE_AGAIN_MS = 5000, /* a new file may cause a probe, but no more often */
 	REMOVE_AGAIN_MS = 60 * 1000,
-	PATROL_MS = 200,             /* while somebody waits */
-	FAILURES_TO_CLOSE = 3,       /* in a row, before all wait for a probe */
-	DRAIN_END_MS = 2000,         /* for cancelled calls to end */
+	PATROL_MS = 200,                  /* while somebody waits */
+	FAILURES_TO_CLOSE = 3,            /* in a row, before all wait for a probe */
+	DRAIN_END_MS = 2000,              /* for cancelled calls to end */
 	LINK_LIFETIME_MS = 4 * 60 * 1000, /* a signed link older than this is not tried */
 	FINAL_TRIES = 10,
-	CLAIMS_MAX = 256,            /* of documents lately made, where equal bytes make two */
+	CLAIMS_MAX = 256, /* of documents lately made, where equal bytes make two */
 };
 static const int64_t DAY_MS = INT64_C(24) * 3600 * 1000;
 
@@ -112,8 +113,8 @@ int64_t upload_pause_ms(int attempts, int64_t retry_after_ms, uint32_t random)
 /* ---- what there is ----------------------------------------------------------------------------------------- */
 
 enum place {
-	PLACE_READY,    /* waits for its turn */
-	PLACE_PAUSED,   /* until due_ms */
+	PLACE_READY,  /* waits for its turn */
+	PLACE_PAUSED, /* until due_ms */
 	PLACE_HELD,
 	PLACE_WORKER,   /* being signed or sent */
 	PLACE_GATHERED, /* in its session's line */
@@ -132,8 +133,8 @@ TAILQ_HEAD(job_list, job);
 struct job {
 	struct uploads *uploads; /* set once, as is item.ino */
 	/* uploads->lock guards the rest. */
-	int refs;    /* the table's, and one of each worker */
-	int workers; /* who has it in hand */
+	int refs;      /* the table's, and one of each worker */
+	int workers;   /* who has it in hand */
 	unsigned turn; /* +1 each time a worker gets it */
 	enum place place;
 	struct job_list *list; /* that it is in; NULL: none */
@@ -147,25 +148,26 @@ struct job {
 	bool is_telling;           /* an event about it, not its last, is being told */
 	bool is_told;              /* its last event was */
 
-	bool is_sent;        /* a step with effect is under way */
-	bool is_unsure;      /* one was, and nobody knows whether it had its effect */
-	bool is_retry;       /* the next step may have been tried before */
-	bool is_conflict;    /* the service says it is there already */
-	bool signs_again;    /* not there: nothing will come of this ticket */
-	int vain_looks;      /* that found nothing, though something was sent */
-	bool restarts;       /* renamed to another type while a worker has it */
+	bool is_sent;     /* a step with effect is under way */
+	bool is_unsure;   /* one was, and nobody knows whether it had its effect */
+	bool is_retry;    /* the next step may have been tried before */
+	bool is_conflict; /* the service says it is there already */
+	bool signs_again; /* not there: nothing will come of this ticket */
+	int vain_looks;   /* that found nothing, though something was sent */
+	bool restarts;    /* renamed to another type while a worker has it */
 	bool cancel_asked, keeps_row;
-	bool is_settling;    /* paused for `settle` */
-	bool is_free_to_go;  /* past the gate and the holds, for one attempt */
-	int batch_max;       /* after a refused batch: with at most so many */
+	bool is_settling;   /* paused for `settle` */
+	bool is_free_to_go; /* past the gate and the holds, for one attempt */
+	int batch_max;      /* after a refused batch: with at most so many */
 
-	struct transfer *watch;   /* of the call it is in; NULL: none */
+	struct transfer *watch; /* of the call it is in; NULL: none */
 	bool somebody_waits, has_failed_since_wait;
-	int64_t due_ms;           /* PLACE_PAUSED */
+	int64_t due_ms; /* PLACE_PAUSED */
 	int64_t waiting_since_ms;
-	int64_t progress_ms;      /* bytes, or an answer */
-	int64_t call_began_ms, progress_before_ms; /* so that bytes of a call that fails in the end are not progress for good */
-	int64_t first_failure_ms; /* 0: none */
+	int64_t progress_ms; /* bytes, or an answer */
+	int64_t call_began_ms,
+		progress_before_ms; /* so that bytes of a call that fails in the end are not progress for good */
+	int64_t first_failure_ms;   /* 0: none */
 };
 
 /* What is to be asked of one session. */
@@ -191,7 +193,7 @@ struct uploads {
 	const struct backend_caps *caps;
 	struct pool *workers, *lines_pool, *clock;
 
-	pthread_mutex_t lock; /* guards what follows, the jobs and the lines; taken before a pool's own */
+	pthread_mutex_t lock;   /* guards what follows, the jobs and the lines; taken before a pool's own */
 	pthread_cond_t changed; /* somebody waits for a row, an event, or the end of work */
 	struct index jobs, lines;
 	struct job_list ready_lines, ready_persons, ready_background;
@@ -200,8 +202,8 @@ struct uploads {
 	int transfers;          /* workers at work */
 	int busy;               /* workers and lines at work */
 	bool is_draining, is_drained, is_stopping;
-	bool must_look_again;   /* a pool had no memory for a job */
-	int64_t timer_ms;       /* the earliest tick to come; INT64_MAX: none */
+	bool must_look_again; /* a pool had no memory for a job */
+	int64_t timer_ms;     /* the earliest tick to come; INT64_MAX: none */
 	uint32_t random;
 	struct claim claims[CLAIMS_MAX]; /* a ring */
 	int next_claim;
@@ -211,8 +213,8 @@ struct uploads {
 	char account_words[200];
 
 	bool gate_is_closed;
-	bool is_away; /* a waiting close was told so; others need not wait as long */
-	int failures; /* in a row */
+	bool is_away;                  /* a waiting close was told so; others need not wait as long */
+	int failures;                  /* in a row */
 	enum upload_step trouble_step; /* what has to succeed to open the gate */
 	int probe_attempts;
 	int64_t probe_at_ms;
@@ -394,7 +396,8 @@ static enum action job_action(const struct uploads *u, const struct job *j)
 
 static void ticket_check(const struct uploads *u, struct job *j)
 {
-	if (j->is_unsure || (j->item.step != UPLOAD_SIGNED && j->item.step != UPLOAD_STORED) || !ticket_is_old(u, &j->item))
+	if (j->is_unsure || (j->item.step != UPLOAD_SIGNED && j->item.step != UPLOAD_STORED) ||
+	    !ticket_is_old(u, &j->item))
 		return;
 	if (u->caps->store_has_effect && j->item.step == UPLOAD_STORED)
 		j->is_unsure = j->signs_again = true; /* it made the document already, perhaps */
@@ -442,7 +445,8 @@ static int row_write(struct uploads *u, struct job *j)
 	return j->place == PLACE_GONE ? -ECANCELED : r;
 }
 
-/* Takes the row out, or leaves it as that of a scratch file. The caller has claimed it (is_writing) and not the lock. */
+/* Takes the row out, or leaves it as that of a scratch file. The caller has claimed it (is_writing) and not the
+ * lock. */
 static int row_end(struct uploads *u, const struct job *j, bool keep)
 {
 	struct queue_item copy = j->item; /* borrows: nobody changes the item meanwhile */
@@ -559,8 +563,9 @@ static int claims_apply(const struct uploads *u, struct job *j)
 	return 0;
 }
 
-/* Where equal bytes make two documents, looking for one must not find the other: written down before our row goes, for the
- * files at work, for those that are not taken up yet, and for those that are just coming. -errno: our row has to stay. */
+/* Where equal bytes make two documents, looking for one must not find the other: written down before our row goes,
+ * for the files at work, for those that are not taken up yet, and for those that are just coming. -errno: our row
+ * has to stay. */
 static int siblings_tell(struct uploads *u, const struct job *j, const char *document_id)
 {
 	struct job *other;
@@ -573,7 +578,8 @@ static int siblings_tell(struct uploads *u, const struct job *j, const char *doc
 		r = prior_add(other, document_id);
 		if (r < 0)
 			return r;
-		/* Nobody can tell whose document it was: should there be no other, the other one's ticket may be used up. */
+		/* Nobody can tell whose document it was: should there be no other, the other one's ticket may be
+		 * used up. */
 		if (other->is_unsure)
 			other->signs_again = true;
 		other->refs++;
@@ -627,8 +633,10 @@ static void job_done(struct uploads *u, struct job *j, struct listing *document)
 	j->item.error = 0;
 	j->item.fault = FAULT_NONE;
 	u->last_done_ms = clock_now_ms();
-	log_info("upload: '%s/%s' is there", j->item.session_name ? j->item.session_name : j->item.session_id, j->item.name);
-	/* Those of equal bytes first. Should the disk refuse that, the row stays, and the next mount finds the document. */
+	log_info("upload: '%s/%s' is there", j->item.session_name ? j->item.session_name : j->item.session_id,
+		 j->item.name);
+	/* Those of equal bytes first. Should the disk refuse that, the row stays, and the next mount finds the
+	 * document. */
 	int r = siblings_tell(u, j, d.id);
 	tell_end(u, j, UPLOAD_DONE, document);
 	if (r == 0)
@@ -812,7 +820,7 @@ static void gather(struct uploads *u, struct job *j, enum action action)
 	struct line *l = j->line;
 
 	job_place(j, PLACE_GATHERED,
-		  action == ACTION_LOOK	      ? &l->looks
+		  action == ACTION_LOOK       ? &l->looks
 		  : action == ACTION_SHORTCUT ? &l->shortcuts
 					      : &l->attaches);
 	line_start(u, l);
@@ -875,7 +883,7 @@ static struct job *probe_choose(struct uploads *u)
 	struct job *best = NULL, *j;
 
 	for (int i = 0; i < 3; i++) {
-		TAILQ_FOREACH(j, lists[i], in_list) {
+		TAILQ_FOREACH (j, lists[i], in_list) {
 			if (comes_before(j, best))
 				best = j;
 		}
@@ -886,7 +894,8 @@ static struct job *probe_choose(struct uploads *u)
 /* When the next probe may go; INT64_MAX: one is under way, or there is none to go. */
 static int64_t probe_due(const struct uploads *u)
 {
-	bool has_ready = !TAILQ_EMPTY(&u->ready_lines) || !TAILQ_EMPTY(&u->ready_persons) || !TAILQ_EMPTY(&u->ready_background);
+	bool has_ready =
+		!TAILQ_EMPTY(&u->ready_lines) || !TAILQ_EMPTY(&u->ready_persons) || !TAILQ_EMPTY(&u->ready_background);
 
 	if (!is_blocked(u) || !has_ready || u->probe || u->is_draining)
 		return INT64_MAX;
@@ -898,11 +907,11 @@ static struct job *blocked_next(struct uploads *u, int64_t now_ms)
 {
 	struct job *j;
 
-	TAILQ_FOREACH(j, &u->ready_persons, in_list) {
+	TAILQ_FOREACH (j, &u->ready_persons, in_list) {
 		if (j->is_free_to_go && has_slot(u, j))
 			return j;
 	}
-	TAILQ_FOREACH(j, &u->ready_background, in_list) {
+	TAILQ_FOREACH (j, &u->ready_background, in_list) {
 		if (j->is_free_to_go && has_slot(u, j))
 			return j;
 	}
@@ -1036,7 +1045,8 @@ static void fault_describe(const struct fault *f, const struct move *m, struct b
 	else if (f->kind == FAULT_BUDGET)
 		buf_add(ret, "no request was left within the rate limit");
 	else
-		buf_add(ret, m->error == -ETIMEDOUT ? "the service does not answer in time" : "the service cannot be reached");
+		buf_add(ret, m->error == -ETIMEDOUT ? "the service does not answer in time"
+						    : "the service cannot be reached");
 	if (*f->words)
 		buf_addf(ret, ": %s", f->words);
 }
@@ -1077,7 +1087,8 @@ static void shortcut_forget(struct uploads *u, struct job *j, bool is_wrong)
 		job_ready(u, j);
 }
 
-static struct move job_judge(const struct uploads *u, const struct job *j, enum trial trial, const struct fault *f, int error)
+static struct move job_judge(const struct uploads *u, const struct job *j, enum trial trial, const struct fault *f,
+			     int error)
 {
 	struct upload_circumstances at = {
 		.step = j->item.step,
@@ -1135,7 +1146,8 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		j->item.key_renewed = true;
 		if (j->vain_looks > 1) /* each time round sends all the bytes again */
 			job_pause(u, j, when.now_ms,
-				  cap_for_waiting(upload_pause_ms(j->vain_looks, -1, when.random), -1, j->somebody_waits));
+				  cap_for_waiting(upload_pause_ms(j->vain_looks, -1, when.random), -1,
+						  j->somebody_waits));
 		else
 			job_ready(u, j);
 		break;
@@ -1148,7 +1160,8 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		job_ready(u, j);
 		break;
 	case MOVE_FAIL:
-		log_warning("upload: '%s' is refused: %s", j->item.name, j->item.words ? j->item.words : strerror(-m.error));
+		log_warning("upload: '%s' is refused: %s", j->item.name,
+			    j->item.words ? j->item.words : strerror(-m.error));
 		job_refuse(u, j);
 		break;
 	}
@@ -1159,7 +1172,8 @@ static void call_failed(struct uploads *u, enum trial trial, const struct fault 
 {
 	if (is_failure_of_service(f))
 		service_failed(u, trial_step(trial), f->retry_after_ms);
-	else if (f->http_status != 0 && f->kind != FAULT_BUDGET && f->kind != FAULT_ACCOUNT && f->kind != FAULT_CANCELED)
+	else if (f->http_status != 0 && f->kind != FAULT_BUDGET && f->kind != FAULT_ACCOUNT &&
+		 f->kind != FAULT_CANCELED)
 		service_answered(u, trial_step(trial), trial != TRIAL_STORE || u->caps->store_has_effect);
 }
 
@@ -1172,7 +1186,8 @@ static void progress_take_back(struct job *j)
 }
 
 /* A call for the job failed; it is nobody's but the caller's until this has put it somewhere. Gives the lock up. */
-static void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error, struct moment when)
+static void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error,
+		       struct moment when)
 {
 	/* Where the store makes the document, attaching only asks what became of it. */
 	bool has_effect = trial == TRIAL_SHORTCUT || trial == (u->caps->store_has_effect ? TRIAL_STORE : TRIAL_ATTACH);
@@ -1296,7 +1311,8 @@ static void work_ask_known(struct uploads *u, struct job *j)
 	memcpy(sha256, j->item.sha256, sizeof(sha256));
 	if (session_id && u->config.known) {
 		pthread_mutex_unlock(&u->lock);
-		u->config.known(u->config.arg, session_id, sha256, size_bytes, &known_id, &known_session_id, &prior_ids);
+		u->config.known(u->config.arg, session_id, sha256, size_bytes, &known_id, &known_session_id,
+				&prior_ids);
 		pthread_mutex_lock(&u->lock);
 	}
 	if (session_id && !prior_ids)
@@ -1375,7 +1391,8 @@ static void work_sign(struct uploads *u, struct job *j)
 		job_failed(u, j, TRIAL_SIGN, &call.fault, r, moment_now(u));
 	} else {
 		ticket_take(j, &e);
-		job_advance(u, j, UPLOAD_SPOOLED, UPLOAD_SIGNED); /* not written: a ticket that is lost costs one request */
+		job_advance(u, j, UPLOAD_SPOOLED,
+			    UPLOAD_SIGNED); /* not written: a ticket that is lost costs one request */
 		tell_moved(u, j);
 	}
 }
@@ -1724,7 +1741,9 @@ static void shortcut_end_one(struct uploads *u, struct batch *b, int i, struct l
 	struct fault silence = { .kind = FAULT_AWAY, .retry_after_ms = -1, .may_have_happened = true };
 	struct job *j = b->jobs[i];
 	/* A copy with an id of its own was asked for alone. */
-	int at = u->caps->attach_keeps_id ? listing_find(answer, j->item.known_id) : listing_count(answer) == 1 ? 0 : -1;
+	int at = u->caps->attach_keeps_id     ? listing_find(answer, j->item.known_id)
+		 : listing_count(answer) == 1 ? 0
+					      : -1;
 
 	if (at >= 0 && list_one(answer, at, &one) == 0) {
 		line_release(u, j->line);
@@ -1764,7 +1783,8 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 	if (has_memory) {
 		batch_call_begin(b, true);
 		pthread_mutex_unlock(&u->lock);
-		r = backend_attach(u->config.backend, &b->call, l->session_id, from, (const char *const *)ids, count, &answer);
+		r = backend_attach(u->config.backend, &b->call, l->session_id, from, (const char *const *)ids, count,
+				   &answer);
 		pthread_mutex_lock(&u->lock);
 		batch_call_end(b);
 		if (r < 0)
@@ -1798,7 +1818,8 @@ static void look_found_nothing(struct uploads *u, struct job *j)
 {
 	j->is_unsure = j->item.may_have_happened = false;
 	j->is_retry = true;
-	/* What was sent may have used the key up, though the session shows nothing yet: a refusal of it is not the second one. */
+	/* What was sent may have used the key up, though the session shows nothing yet: a refusal of it is not the
+	 * second one. */
 	j->item.key_renewed = false;
 	j->vain_looks++;
 	j->version++;
@@ -1940,8 +1961,8 @@ static void look_for_all(struct uploads *u, struct batch *b, struct listing *fou
 	free(is_taken);
 }
 
-/* Where storing makes the document, equal bytes that were stored, or are just being, have one that a look would take for
- * ours. Its ticket tells which, so that one goes first. Gives the lock up. */
+/* Where storing makes the document, equal bytes that were stored, or are just being, have one that a look would take
+ * for ours. Its ticket tells which, so that one goes first. Gives the lock up. */
 static bool look_has_to_wait(struct uploads *u, const struct job *j)
 {
 	struct job *other;
@@ -1950,7 +1971,8 @@ static bool look_has_to_wait(struct uploads *u, const struct job *j)
 	if (u->caps->reuses_bytes || !u->caps->store_has_effect || j->item.step == UPLOAD_STORED)
 		return false;
 	for (size_t at = 0; (other = index_next(&u->jobs, &at));) {
-		if (other != j && other->line == j->line && other->is_sent && strcmp(other->item.sha256, j->item.sha256) == 0)
+		if (other != j && other->line == j->line && other->is_sent &&
+		    strcmp(other->item.sha256, j->item.sha256) == 0)
 			return true;
 	}
 	struct queue_item key = { .ino = j->item.ino };
@@ -2057,7 +2079,7 @@ static void patrol_progress(struct uploads *u, struct job_list *list, int64_t no
 {
 	struct job *j;
 
-	TAILQ_FOREACH(j, list, in_list) {
+	TAILQ_FOREACH (j, list, in_list) {
 		if (!j->watch)
 			continue;
 		int64_t moved_ms = 0;
@@ -2139,7 +2161,7 @@ static bool tell_one_waiting(struct uploads *u, int64_t now_ms)
 {
 	struct job *j;
 
-	TAILQ_FOREACH(j, &u->waited, in_waited) {
+	TAILQ_FOREACH (j, &u->waited, in_waited) {
 		CLEANUP(queue_item_release) struct queue_item copy = { 0 };
 		CLEANUP(text_release) char *words_copy = NULL;
 		const char *words = NULL;
@@ -2202,12 +2224,12 @@ static int64_t tick_next(struct uploads *u, int64_t now_ms)
 	if (u->must_look_again && now_ms + PAUSE_FIRST_MS < at_ms)
 		at_ms = now_ms + PAUSE_FIRST_MS;
 	if (!u->is_draining) {
-		TAILQ_FOREACH(j, &u->paused, in_list) {
+		TAILQ_FOREACH (j, &u->paused, in_list) {
 			if (j->due_ms < at_ms)
 				at_ms = j->due_ms;
 		}
 	}
-	TAILQ_FOREACH(j, &u->ending, in_list) {
+	TAILQ_FOREACH (j, &u->ending, in_list) {
 		if (j->due_ms < at_ms)
 			at_ms = j->due_ms;
 	}
@@ -2287,8 +2309,9 @@ int uploads_new(const struct uploads_config *config, struct uploads **ret)
 	u->caps = backend_caps(config->backend);
 	u->jobs = INDEX(job_hash);
 	u->lines = INDEX(line_hash);
-	struct job_list *const lists[] = { &u->ready_lines, &u->ready_persons, &u->ready_background, &u->paused, &u->foreign,
-					   &u->working,	    &u->calling,       &u->ending,	     &u->failed, &u->waited };
+	struct job_list *const lists[] = { &u->ready_lines, &u->ready_persons, &u->ready_background, &u->paused,
+					   &u->foreign,     &u->working,       &u->calling,          &u->ending,
+					   &u->failed,      &u->waited };
 	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++)
 		TAILQ_INIT(lists[i]);
 	u->timer_ms = INT64_MAX;
@@ -2315,7 +2338,7 @@ static void cancel_calls(struct uploads *u)
 	struct job *j;
 
 	for (int i = 0; i < 2; i++) {
-		TAILQ_FOREACH(j, lists[i], in_list) {
+		TAILQ_FOREACH (j, lists[i], in_list) {
 			if (j->watch)
 				atomic_store(&j->watch->cancelled, true);
 		}
@@ -2418,7 +2441,8 @@ static bool is_replaceable(const struct job *j)
 {
 	if (j->place == PLACE_ENDING)
 		return true; /* its last event is being told, or was */
-	return !may_have_happened(j->uploads, j) && !j->cancel_asked && j->place != PLACE_WORKER && j->place != PLACE_CALL;
+	return !may_have_happened(j->uploads, j) && !j->cancel_asked && j->place != PLACE_WORKER &&
+	       j->place != PLACE_CALL;
 }
 
 static void job_begin(struct uploads *u, struct job *j, bool somebody_waits, int64_t not_before_ms)
@@ -2494,7 +2518,8 @@ static void table_put_back(struct uploads *u, struct job *old, enum place place,
 }
 
 /* Writes the row of a job that nobody works on yet, and begins. Holds the lock, and gives it up meanwhile. */
-static int submit(struct uploads *u, struct job *j, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms)
+static int submit(struct uploads *u, struct job *j, const struct queue_item *item, bool somebody_waits,
+		  int64_t not_before_ms)
 {
 	struct job *old = job_find(u, item->ino);
 
@@ -2503,7 +2528,8 @@ static int submit(struct uploads *u, struct job *j, const struct queue_item *ite
 	int r = table_replace(u, old, j);
 	if (r < 0)
 		return r;
-	/* The old one leaves first, so that nobody writes its row over the new one; its row stays until that is there. */
+	/* The old one leaves first, so that nobody writes its row over the new one; its row stays until that is
+	 * there. */
 	enum place old_place = old ? old->place : PLACE_GONE;
 	struct job_list *old_list = old ? old->list : NULL;
 	j->refs++;
@@ -2689,7 +2715,8 @@ static int job_rename(struct uploads *u, struct job *j, struct new_name *n)
 {
 	bool is_other_session = strcmp(j->item.session_id, n->session_id) != 0;
 	bool is_other_type = strcasecmp(suffix_of(j->item.name), suffix_of(n->name)) != 0;
-	bool moves = j->place == PLACE_READY || j->place == PLACE_GATHERED || (j->place == PLACE_HELD && is_other_session);
+	bool moves =
+		j->place == PLACE_READY || j->place == PLACE_GATHERED || (j->place == PLACE_HELD && is_other_session);
 
 	if (moves)
 		job_place(j, PLACE_LIMBO, NULL); /* out of its old session's line, before that may end */
@@ -2718,8 +2745,8 @@ static int job_rename(struct uploads *u, struct job *j, struct new_name *n)
 
 int uploads_rename(struct uploads *u, uint64_t ino, const char *session_id, const char *session_name, const char *name)
 {
-	CLEANUP(new_name_release) struct new_name n = { strdup(session_id), session_name ? strdup(session_name) : NULL,
-							strdup(name) };
+	CLEANUP(new_name_release)
+	struct new_name n = { strdup(session_id), session_name ? strdup(session_name) : NULL, strdup(name) };
 
 	if (!n.session_id || !n.name || (session_name && !n.session_name))
 		return -ENOMEM;
@@ -2809,7 +2836,7 @@ void uploads_count(struct uploads *u, int *ret_waiting, int *ret_failed)
 	struct job *j;
 	int failed = 0;
 
-	TAILQ_FOREACH(j, &u->failed, in_list)
+	TAILQ_FOREACH (j, &u->failed, in_list)
 		failed++;
 	*ret_waiting = count_waiting(u);
 	*ret_failed = failed;
@@ -2879,8 +2906,8 @@ void uploads_service_answered(struct uploads *u)
 	u->is_away = false;
 	if (!is_blocked(u) || u->probe)
 		return;
-	/* It answered a question, which proves neither the storage nor our right to upload: one file goes ahead at once, and
-	 * takes the others along when it succeeds. */
+	/* It answered a question, which proves neither the storage nor our right to upload: one file goes ahead at
+	 * once, and takes the others along when it succeeds. */
 	u->probe_at_ms = u->account_probe_ms = clock_now_ms();
 	dispatch(u);
 }

@@ -1,13 +1,14 @@
 /* Works the queue off through the backend: one file from SPOOLED to ATTACHED, exactly once, whatever fails between.
  *
- * Knows no FUSE and no folder: it is handed queue items and tells what became of them. Each step is written to the queue
- * before the next begins; before a step that has an effect is sent, the row says so (may_have_happened), and after a lost answer
- * backend_upload_find() looks before anything is repeated. Files for one session that are STORED while its attach call is
- * under way go into the next one together; a refused batch is taken apart until the guilty one is found.
+ * Knows no FUSE and no folder: it is handed queue items and tells what became of them. Each step is written to the
+ * queue before the next begins; before a step that has an effect is sent, the row says so (may_have_happened), and
+ * after a lost answer backend_upload_find() looks before anything is repeated. Files for one session that are STORED
+ * while its attach call is under way go into the next one together; a refused batch is taken apart until the guilty one
+ * is found.
  *
- * Threads: uploads_*() from any, none of them waits for the network (drain and free: for what is under way, bounded);
- * submit, cancel and rename wait for the disk. Events come on the engine's own threads, with no lock held, and never from
- * within a call; those of one file come one after the other. */
+ * Threads: uploads_*() from any, none of them waits for the network (drain and free: for what is under way,
+ * bounded); submit, cancel and rename wait for the disk. Events come on the engine's own threads, with no lock held,
+ * and never from within a call; those of one file come one after the other. */
 #pragma once
 
 #include "client/backend.h"
@@ -59,8 +60,8 @@ struct upload_view {
 enum upload_event {
 	UPLOAD_DONE,    /* document: what it became there */
 	UPLOAD_REFUSED, /* final: error and words; the row is FILE_FAILED */
-	UPLOAD_WAITING, /* transient for longer than close_timeout (or the service is known to be away): a waiting close is told
-	                   `error` now, the file goes on in the background */
+	UPLOAD_WAITING, /* transient for longer than close_timeout (or the service is known to be away): a waiting close
+	                   is told `error` now, the file goes on in the background */
 	UPLOAD_MOVED,   /* state or step changed; for attributes and caches */
 	UPLOAD_CANCELED, /* only after uploads_cancel() said -EINPROGRESS: it turned out that nothing had its effect */
 };
@@ -73,10 +74,11 @@ struct uploads_config {
 	int64_t close_timeout_ms;
 	int transfers_max;        /* PUTs at a time */
 	/* item is borrowed; document (UPLOAD_DONE) too: ref what is kept. */
-	void (*event)(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document, int error,
-		      const char *words);
-	/* Does the workspace of that session hold these bytes already, as far as anybody here knows? Fills malloc'ed ids or leaves NULL; fills prior_ids
-	 * (documents with this hash in the session now), "" none. Called once when a file begins. */
+	void (*event)(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document,
+		      int error, const char *words);
+	/* Does the workspace of that session hold these bytes already, as far as anybody here knows? Fills malloc'ed
+	 * ids or leaves NULL; fills prior_ids (documents with this hash in the session now), "" none. Called once
+	 * when a file begins. */
 	void (*known)(void *arg, const char *session_id, const char *sha256, int64_t size_bytes, char **ret_document_id,
 		      char **ret_session_id, char **ret_prior_ids);
 	void *arg;
@@ -84,18 +86,20 @@ struct uploads_config {
 
 int uploads_new(const struct uploads_config *config, struct uploads **ret);
 
-/* Begins (or takes up again) a file: writes its row, then works on it. somebody_waits: a close is waiting (URGENCY and the
- * UPLOAD_WAITING event apply). The item's spool must be synced and frozen. A file already there under this ino is replaced: the
- * old attempt must have been canceled, or have had its last event (-EBUSY). not_before_ms (clock_now_ms scale, 0: now) is for
- * `settle`. A FILE_FAILED item is taken in as it is, to be viewed, counted, and begun anew by uploads_retry(). */
+/* Begins (or takes up again) a file: writes its row, then works on it. somebody_waits: a close is waiting (URGENCY
+ * and the UPLOAD_WAITING event apply). The item's spool must be synced and frozen. A file already there under this
+ * ino is replaced: the old attempt must have been canceled, or have had its last event (-EBUSY). not_before_ms
+ * (clock_now_ms scale, 0: now) is for `settle`. A FILE_FAILED item is taken in as it is, to be viewed, counted, and
+ * begun anew by uploads_retry(). */
 int uploads_submit(struct uploads *u, const struct queue_item *item, bool somebody_waits, int64_t not_before_ms);
 
 /* Somebody begins to wait for a file that is already being worked on (equal bytes again). -ENOENT: not there. */
 int uploads_join(struct uploads *u, uint64_t ino);
 
-/* Stops working on a file. 0: nothing had its effect and nothing will; the row is gone (keep: it stays, as FILE_SCRATCH under its
- * name), and no event follows. -EINPROGRESS: the last step was sent; it is looked up, not repeated, and DONE or CANCELED follows.
- * -ENOENT. Another error is the disk's: the file goes on. A FILE_FAILED one is discarded likewise. */
+/* Stops working on a file. 0: nothing had its effect and nothing will; the row is gone (keep: it stays, as
+ * FILE_SCRATCH under its name), and no event follows. -EINPROGRESS: the last step was sent; it is looked up, not
+ * repeated, and DONE or CANCELED follows. -ENOENT. Another error is the disk's: the file goes on. A FILE_FAILED one
+ * is discarded likewise. */
 int uploads_cancel(struct uploads *u, uint64_t ino, bool keep);
 
 /* A new name or session before the last step was sent. -EINPROGRESS: it was. */

@@ -1,4 +1,5 @@
-/* fs/queue.c: what was put is there after a restart, as it was; what is damaged is set aside and nothing else suffers. */
+/* fs/queue.c: what was put is there after a restart, as it was; what is damaged is set aside and nothing else
+ * suffers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -74,8 +75,15 @@ static bool is_there(const char *name)
 
 static struct queue_item item_of(uint64_t ino, enum file_kind kind)
 {
-	struct queue_item i = { .ino = ino, .session_id = "s1", .session_name = "Q1", .name = "a.pdf", .spool_id = ino,
-				.size_bytes = 5, .kind = kind, .account = "me", .queued_wall_ms = 1000 };
+	struct queue_item i = { .ino = ino,
+				.session_id = "s1",
+				.session_name = "Q1",
+				.name = "a.pdf",
+				.spool_id = ino,
+				.size_bytes = 5,
+				.kind = kind,
+				.account = "me",
+				.queued_wall_ms = 1000 };
 
 	(void)snprintf(i.sha256, sizeof(i.sha256), "%s", kind == FILE_SCRATCH ? "" : HASH);
 	return i;

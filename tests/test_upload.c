@@ -1,5 +1,5 @@
-/* fs/upload.c against a backend in memory: what each answer means for a file, what shares a request, who is told what. That
- * nothing is lost or doubled across crashes is test_upload_crash.c's. */
+/* fs/upload.c against a backend in memory: what each answer means for a file, what shares a request, who is told
+ * what. That nothing is lost or doubled across crashes is test_upload_crash.c's. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,25 +36,55 @@ static const struct {
 	int error;
 } rows[] = {
 	{ "401 holds the account", { .kind = FAULT_ACCOUNT, .http_status = 401 }, { 0 }, MOVE_HOLD_ACCOUNT, -EACCES },
-	{ "401 to a shortcut too", { .kind = FAULT_ACCOUNT, .http_status = 401 }, { .by_known_id = true }, MOVE_HOLD_ACCOUNT,
+	{ "401 to a shortcut too",
+	  { .kind = FAULT_ACCOUNT, .http_status = 401 },
+	  { .by_known_id = true },
+	  MOVE_HOLD_ACCOUNT,
 	  -EACCES },
-	{ "403 from the API is final", { .kind = FAULT_FORBIDDEN, .http_status = 403 }, { .step = UPLOAD_STORED }, MOVE_FAIL,
+	{ "403 from the API is final",
+	  { .kind = FAULT_FORBIDDEN, .http_status = 403 },
+	  { .step = UPLOAD_STORED },
+	  MOVE_FAIL,
 	  -EACCES },
-	{ "403 from storage signs again", { .kind = FAULT_KEY, .http_status = 403 }, { .step = UPLOAD_SIGNED },
-	  MOVE_SIGN_AGAIN, -EINVAL },
-	{ "422 on keys signs again", { .kind = FAULT_KEY, .http_status = 422 }, { .step = UPLOAD_STORED }, MOVE_SIGN_AGAIN,
+	{ "403 from storage signs again",
+	  { .kind = FAULT_KEY, .http_status = 403 },
+	  { .step = UPLOAD_SIGNED },
+	  MOVE_SIGN_AGAIN,
 	  -EINVAL },
-	{ "a second 422 on a fresh key is final", { .kind = FAULT_KEY, .http_status = 422 },
-	  { .step = UPLOAD_STORED, .key_renewed = true }, MOVE_FAIL, -EINVAL },
-	{ "an old key is no fresh one", { .kind = FAULT_KEY, .http_status = 422 },
-	  { .step = UPLOAD_STORED, .key_renewed = true, .ticket_is_old = true }, MOVE_SIGN_AGAIN, -EINVAL },
-	{ "400 to a shortcut forgets it", { .kind = FAULT_INVALID, .http_status = 400 }, { .by_known_id = true },
-	  MOVE_FORGET_SHORTCUT, -EINVAL },
-	{ "404 to a shortcut forgets it", { .kind = FAULT_GONE, .http_status = 404 }, { .by_known_id = true },
-	  MOVE_FORGET_SHORTCUT, -ENOENT },
-	{ "422 to a shortcut forgets it", { .kind = FAULT_INVALID, .http_status = 422 }, { .by_known_id = true },
-	  MOVE_FORGET_SHORTCUT, -EINVAL },
-	{ "404 holds the session", { .kind = FAULT_GONE, .http_status = 404 }, { .step = UPLOAD_STORED }, MOVE_HOLD_SESSION,
+	{ "422 on keys signs again",
+	  { .kind = FAULT_KEY, .http_status = 422 },
+	  { .step = UPLOAD_STORED },
+	  MOVE_SIGN_AGAIN,
+	  -EINVAL },
+	{ "a second 422 on a fresh key is final",
+	  { .kind = FAULT_KEY, .http_status = 422 },
+	  { .step = UPLOAD_STORED, .key_renewed = true },
+	  MOVE_FAIL,
+	  -EINVAL },
+	{ "an old key is no fresh one",
+	  { .kind = FAULT_KEY, .http_status = 422 },
+	  { .step = UPLOAD_STORED, .key_renewed = true, .ticket_is_old = true },
+	  MOVE_SIGN_AGAIN,
+	  -EINVAL },
+	{ "400 to a shortcut forgets it",
+	  { .kind = FAULT_INVALID, .http_status = 400 },
+	  { .by_known_id = true },
+	  MOVE_FORGET_SHORTCUT,
+	  -EINVAL },
+	{ "404 to a shortcut forgets it",
+	  { .kind = FAULT_GONE, .http_status = 404 },
+	  { .by_known_id = true },
+	  MOVE_FORGET_SHORTCUT,
+	  -ENOENT },
+	{ "422 to a shortcut forgets it",
+	  { .kind = FAULT_INVALID, .http_status = 422 },
+	  { .by_known_id = true },
+	  MOVE_FORGET_SHORTCUT,
+	  -EINVAL },
+	{ "404 holds the session",
+	  { .kind = FAULT_GONE, .http_status = 404 },
+	  { .step = UPLOAD_STORED },
+	  MOVE_HOLD_SESSION,
 	  -ENOENT },
 	{ "408 is transient", { .kind = FAULT_AWAY, .http_status = 408 }, { 0 }, MOVE_RETRY, -ETIMEDOUT },
 	{ "425 is transient", { .kind = FAULT_AWAY, .http_status = 425 }, { 0 }, MOVE_RETRY, -EIO },
@@ -64,18 +94,41 @@ static const struct {
 	{ "503 is transient", { .kind = FAULT_AWAY, .http_status = 503 }, { .attempts = 500 }, MOVE_RETRY, -EIO },
 	{ "no connection is transient", { .kind = FAULT_AWAY }, { .error = -EIO }, MOVE_RETRY, -EIO },
 	{ "a stall is transient", { .kind = FAULT_AWAY }, { .error = -ETIMEDOUT }, MOVE_RETRY, -ETIMEDOUT },
-	{ "final after 3 days and 10 tries while others went", { .kind = FAULT_AWAY, .http_status = 500 },
-	  { .attempts = 10, .age_ms = DAYS(3), .others_went_through = true }, MOVE_FAIL, -EIO },
-	{ "not when no other went", { .kind = FAULT_AWAY, .http_status = 500 }, { .attempts = 99, .age_ms = DAYS(30) },
-	  MOVE_RETRY, -EIO },
-	{ "not after 9 tries", { .kind = FAULT_AWAY, .http_status = 500 },
-	  { .attempts = 9, .age_ms = DAYS(30), .others_went_through = true }, MOVE_RETRY, -EIO },
-	{ "not before 3 days", { .kind = FAULT_AWAY, .http_status = 500 },
-	  { .attempts = 99, .age_ms = DAYS(3) - 1, .others_went_through = true }, MOVE_RETRY, -EIO },
-	{ "409 is looked at", { .kind = FAULT_CONFLICT, .http_status = 409 }, { .step = UPLOAD_STORED }, MOVE_LOOK, -EBUSY },
-	{ "413 is final", { .kind = FAULT_TOO_LARGE, .http_status = 413 }, { .step = UPLOAD_SIGNED }, MOVE_FAIL, -EFBIG },
+	{ "final after 3 days and 10 tries while others went",
+	  { .kind = FAULT_AWAY, .http_status = 500 },
+	  { .attempts = 10, .age_ms = DAYS(3), .others_went_through = true },
+	  MOVE_FAIL,
+	  -EIO },
+	{ "not when no other went",
+	  { .kind = FAULT_AWAY, .http_status = 500 },
+	  { .attempts = 99, .age_ms = DAYS(30) },
+	  MOVE_RETRY,
+	  -EIO },
+	{ "not after 9 tries",
+	  { .kind = FAULT_AWAY, .http_status = 500 },
+	  { .attempts = 9, .age_ms = DAYS(30), .others_went_through = true },
+	  MOVE_RETRY,
+	  -EIO },
+	{ "not before 3 days",
+	  { .kind = FAULT_AWAY, .http_status = 500 },
+	  { .attempts = 99, .age_ms = DAYS(3) - 1, .others_went_through = true },
+	  MOVE_RETRY,
+	  -EIO },
+	{ "409 is looked at",
+	  { .kind = FAULT_CONFLICT, .http_status = 409 },
+	  { .step = UPLOAD_STORED },
+	  MOVE_LOOK,
+	  -EBUSY },
+	{ "413 is final",
+	  { .kind = FAULT_TOO_LARGE, .http_status = 413 },
+	  { .step = UPLOAD_SIGNED },
+	  MOVE_FAIL,
+	  -EFBIG },
 	{ "other 4xx is final", { .kind = FAULT_INVALID, .http_status = 418 }, { 0 }, MOVE_FAIL, -EINVAL },
-	{ "422 on the bytes is final", { .kind = FAULT_INVALID, .http_status = 422 }, { .step = UPLOAD_STORED }, MOVE_FAIL,
+	{ "422 on the bytes is final",
+	  { .kind = FAULT_INVALID, .http_status = 422 },
+	  { .step = UPLOAD_STORED },
+	  MOVE_FAIL,
 	  -EINVAL },
 };
 
@@ -156,8 +209,8 @@ static bool row_find(uint64_t ino, struct queue_item *ret)
 	return s.is_there;
 }
 
-static void on_event(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document, int error,
-		     const char *words)
+static void on_event(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document,
+		     int error, const char *words)
 {
 	bool is_there = event == UPLOAD_DONE && row_find(item->ino, NULL);
 	SCOPED_LOCK(&rig.lock);
@@ -188,9 +241,14 @@ static void on_known(void *arg, const char *session_id, const char *sha256, int6
 
 static void engine_start(int64_t close_timeout_ms)
 {
-	struct uploads_config config = { .backend = rig.backend, .queue = rig.queue, .spool_dir = rig.spool_dir,
-					 .account = "me", .close_timeout_ms = close_timeout_ms, .transfers_max = 4,
-					 .event = on_event, .known = on_known };
+	struct uploads_config config = { .backend = rig.backend,
+					 .queue = rig.queue,
+					 .spool_dir = rig.spool_dir,
+					 .account = "me",
+					 .close_timeout_ms = close_timeout_ms,
+					 .transfers_max = 4,
+					 .event = on_event,
+					 .known = on_known };
 
 	assert_int_equal(uploads_new(&config, &rig.uploads), 0);
 }
@@ -284,9 +342,15 @@ static void make_item(uint64_t ino, const char *name, const char *text, struct q
 	assert_int_equal(spool_new(rig.spool_dir, ino, 0, &s), 0);
 	assert_int_equal(spool_write(s, text, strlen(text), 0), 0);
 	assert_int_equal(spool_sync(s), 0);
-	*ret = (struct queue_item){ .ino = ino, .session_id = strdup("s1"), .session_name = strdup("Q1"),
-				    .name = strdup(name), .spool_id = ino, .size_bytes = spool_size(s), .kind = FILE_PENDING,
-				    .account = strdup("me"), .queued_wall_ms = clock_wall_ms() };
+	*ret = (struct queue_item){ .ino = ino,
+				    .session_id = strdup("s1"),
+				    .session_name = strdup("Q1"),
+				    .name = strdup(name),
+				    .spool_id = ino,
+				    .size_bytes = spool_size(s),
+				    .kind = FILE_PENDING,
+				    .account = strdup("me"),
+				    .queued_wall_ms = clock_wall_ms() };
 	assert_int_equal(spool_finish(s, ret->sha256), 0);
 	spool_freeze(s);
 	spool_unref(s);
@@ -329,7 +393,8 @@ static void wait_stored(uint64_t first, int count)
 	struct upload_view v;
 
 	for (int i = 0; i < count; i++) {
-		for (int n = 0; uploads_view(rig.uploads, first + (uint64_t)i, &v) == 0 && v.step < UPLOAD_STORED; n++) {
+		for (int n = 0; uploads_view(rig.uploads, first + (uint64_t)i, &v) == 0 && v.step < UPLOAD_STORED;
+		     n++) {
 			assert_true(n < 5000);
 			nap(2);
 		}
@@ -432,7 +497,8 @@ static void a_neighbour_that_is_told_to_ask_again_does_so_without_the_guilty(voi
 static void known_bytes_are_attached_by_id_alone(void **state)
 {
 	rig_begin();
-	(void)snprintf(rig.known_id, sizeof(rig.known_id), "%s", fake_add_document(rig.backend, "s2", "x.pdf", "hello"));
+	(void)snprintf(rig.known_id, sizeof(rig.known_id), "%s",
+		       fake_add_document(rig.backend, "s2", "x.pdf", "hello"));
 	send_file(1, "a.pdf", "hello", true);
 	struct told t = wait_told(1, UPLOAD_DONE);
 	assert_string_equal(t.document_id, rig.known_id);
@@ -495,7 +561,8 @@ static void copies_with_ids_of_their_own_are_asked_for_one_by_one(void **state)
 
 	caps.attach_keeps_id = caps.reuses_bytes = false;
 	rig_begin_with(&caps, 60000);
-	(void)snprintf(rig.known_id, sizeof(rig.known_id), "%s", fake_add_document(rig.backend, "s2", "x.pdf", "hello"));
+	(void)snprintf(rig.known_id, sizeof(rig.known_id), "%s",
+		       fake_add_document(rig.backend, "s2", "x.pdf", "hello"));
 	send_file(1, "a.pdf", "hello", false);
 	send_file(2, "b.pdf", "hello", false);
 	wait_all_done(1, 2);
@@ -541,7 +608,8 @@ static void a_document_from_before_is_not_taken_for_ours(void **state)
 
 	caps.reuses_bytes = false;
 	rig_begin_with(&caps, 60000);
-	(void)snprintf(rig.prior_ids, sizeof(rig.prior_ids), "%s", fake_add_document(rig.backend, "s1", "x.pdf", "hello"));
+	(void)snprintf(rig.prior_ids, sizeof(rig.prior_ids), "%s",
+		       fake_add_document(rig.backend, "s1", "x.pdf", "hello"));
 	fake_fail(rig.backend, FAKE_UPLOAD_ATTACH, 1, &lost_in_vain);
 	send_file(1, "a.pdf", "hello", true);
 	struct told t = wait_told(1, UPLOAD_DONE);
@@ -614,7 +682,9 @@ static void a_forbidden_upload_names_the_ability_and_keeps_its_bytes(void **stat
 
 	rig_begin();
 	fake_fail(rig.backend, FAKE_UPLOAD_ATTACH, 1,
-		  &(struct fake_fault){ .kind = FAULT_FORBIDDEN, .http_status = 403, .words = "This action is unauthorized.",
+		  &(struct fake_fault){ .kind = FAULT_FORBIDDEN,
+					.http_status = 403,
+					.words = "This action is unauthorized.",
 					.ability = "sessions-write" });
 	send_file(1, "a.pdf", "hello", true);
 	struct told t = wait_told(1, UPLOAD_REFUSED);
@@ -1142,15 +1212,25 @@ static void resume_row(void *arg, const struct queue_item *item)
 	assert_int_equal(uploads_submit(rig.uploads, item, false, 0), 0);
 }
 
+static void *let_stores_go_soon(void *arg)
+{
+	nap(100);
+	fake_let_go(rig.backend, FAKE_UPLOAD_STORE);
+	return NULL;
+}
+
 static void draining_finishes_what_is_under_way_and_counts_the_rest(void **state)
 {
+	pthread_t thread;
+
 	rig_begin();
-	fake_latency(rig.backend, FAKE_UPLOAD_STORE, 200);
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
 	send_files(1, 10, false);
-	nap(50);
-	int left = uploads_drain(rig.uploads, 5000);
-	assert_in_range(left, 6, 7); /* three or four were under way */
-	assert_int_equal(fake_document_count(rig.backend, "s1"), 10 - left);
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 3));
+	assert_int_equal(pthread_create(&thread, NULL, let_stores_go_soon, NULL), 0);
+	assert_int_equal(uploads_drain(rig.uploads, 20000), 7);
+	(void)pthread_join(thread, NULL);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 3);
 	uploads_free(rig.uploads);
 	engine_start(60000);
 	assert_int_equal(queue_load(rig.queue, resume_row, NULL), 0);

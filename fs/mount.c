@@ -344,7 +344,6 @@ static void *watch_signals(void *arg)
 		if (sig == SIGHUP) {
 			log_info("what is remembered is forgotten, as asked");
 			forget_all(s->m);
-			(void)uploads_retry(s->m->uploads, 0); /* -ENOENT: nothing waits */
 			continue;
 		}
 		if (sig == SIGUSR2)

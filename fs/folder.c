@@ -475,8 +475,11 @@ static void flight_run(void *arg)
 	pthread_mutex_lock(&m->tree.lock);
 	if (!f->is_shown)
 		r = -ENOENT; /* taken off meanwhile */
-	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || f->is_withheld)) {
+	bool was_withheld = f->is_withheld;
+	f->is_withheld &= r < 0;
+	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || was_withheld)) {
 		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
+		f->is_withheld |= r < 0;
 		show_change(fl, &c);
 	} else if (r == 0) { /* the same documents, said again */
 		listing_unref(f->listing);
@@ -487,7 +490,7 @@ static void flight_run(void *arg)
 		stop_showing(m, f);
 	}
 	if (r == 0)
-		f->is_gone = f->is_withheld = false;
+		f->is_gone = false;
 	f->refresh_error = r;
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;

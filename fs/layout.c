@@ -57,6 +57,16 @@ static void choose_name(const struct folder *f, const struct document *d, char r
 	}
 }
 
+/* Is it, by its bytes, what a file here is just becoming? Then that name is its name, and no other is given. */
+static bool is_expected(const struct folder *f, const struct document *d)
+{
+	struct entry *e;
+	for (size_t at = 0; f->local_count > 0 && d->sha256 && (e = index_next(&f->names, &at));)
+		if (e->local && e->local->is_submitted && strcmp(e->local->sent_sha256, d->sha256) == 0)
+			return true;
+	return false;
+}
+
 static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d, uint64_t (*next_ino)(void *arg), void *arg)
 {
 	char name[NAME_BYTES_MAX + 1];
@@ -202,6 +212,8 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 		struct document d;
 		listing_get(page, i, &d);
 		struct entry *e = folder_find_document(f, d.id);
+		if (!e && is_expected(f, &d))
+			continue;
 		if (!e) {
 			new[count++] = (struct newcomer){ i, d.created_ms, d.id };
 			continue;
@@ -301,6 +313,10 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 			if (r != -ENOENT)
 				continue;
 			r = 0;
+		}
+		if (is_expected(f, &d)) {
+			f->is_withheld = true; /* should nothing come of it, the next listing shows it */
+			continue;
 		}
 		new[count++] = (struct newcomer){ i, d.created_ms, d.id };
 	}

@@ -21,6 +21,10 @@
 #define RECENT_MS (10 * 60 * 1000)
 #define DETACH_WAIT_MS 10000
 #define BUSY_MS_MAX 20000
+#define CLOCKS_DIFFER_MS 60000
+#define OTHER_NAMES_MAX 4
+/* Among the documents before an upload: there may be others. No service's id. */
+#define PRIOR_UNKNOWN "?"
 #define REFUSED_TEXT_BYTES_MAX 16384
 #define SCRATCH_LIFE_MS (7LL * 24 * 3600 * 1000)
 
@@ -669,6 +673,37 @@ static void drop_taken_back(struct mount *m, struct entry *e)
 	node_drop(&m->tree, &e->node);
 }
 
+/* Was the document in the session before the upload began? tree.lock held. */
+static bool was_there_before(const struct folder *f, const struct queue_item *item, const struct document *d)
+{
+	if (!item->prior_ids || is_ours(f, d->id))
+		return false;
+	/* When the session had not been listed by then: an old document may have been. */
+	return has_word(item->prior_ids, d->id) || (has_word(item->prior_ids, PRIOR_UNKNOWN) && d->created_ms >= 0 &&
+						    d->created_ms < item->queued_wall_ms - CLOCKS_DIFFER_MS);
+}
+
+/* A listing that was faster than the upload's answer showed the document under the service's own name: the user's is the one it keeps.
+ * Returns how many inode numbers were filled in. tree.lock held. */
+static int hide_other_names(struct mount *m, struct folder *f, struct entry *but, const char *id, uint64_t inos[OTHER_NAMES_MAX])
+{
+	struct entry *others[OTHER_NAMES_MAX], *e;
+	int n = 0, at = f->listing ? listing_find(f->listing, id) : -1;
+
+	for (e = at >= 0 ? f->by_document[at] : NULL; e && n < OTHER_NAMES_MAX; e = e->same)
+		if (e != but && !e->local && e->attached_wall_ms == 0 && e->is_shown)
+			others[n++] = e;
+	for (size_t i = 0; n < OTHER_NAMES_MAX && (e = index_next(&f->unlisted, &i));)
+		if (e != but && !e->local && e->attached_wall_ms == 0 && e->is_shown && strcmp(e->document_id, id) == 0)
+			others[n++] = e;
+	for (int i = 0; i < n; i++) {
+		inos[i] = others[i]->node.ino;
+		notice_entry(m, f, others[i]->name);
+		folder_hide_entry(&m->tree, others[i], false);
+	}
+	return n;
+}
+
 static void on_done(struct mount *m, struct entry *e, const struct queue_item *item, struct listing *document)
 {
 	struct tree *t = &m->tree;
@@ -678,6 +713,8 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL;
 	struct folder *f = e->folder;
 	bool is_removed = false;
+	uint64_t others[OTHER_NAMES_MAX];
+	int other_count = 0;
 
 	listing_get(document, 0, &d);
 	pthread_mutex_lock(&t->lock);
@@ -703,8 +740,10 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		}
 	}
 	node_hold(&f->node);
-	bool was_there = item->prior_ids && has_word(item->prior_ids, d.id) && !is_ours(f, d.id);
+	bool was_there = was_there_before(f, item, &d);
 	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
+	if (!was_there && e->is_shown)
+		other_count = hide_other_names(m, f, e, d.id, others);
 	l->is_submitted = l->has_row = false;
 	l->has_verdict = true;
 	l->verdict = 0;
@@ -732,6 +771,8 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 
 	if (!is_removed)
 		folder_save_entry(m, e); /* durable before the queue's row goes */
+	if (other_count > 0)
+		(void)state_remove_entries(m->state, others, other_count); /* logged there; they would be names of it, not shown */
 	if (sent)
 		keep_content(m, sent, &d, item->sha256);
 	else
@@ -1019,11 +1060,11 @@ void local_event(void *arg, enum upload_event event, const struct queue_item *it
 
 /* ---- what is known already --------------------------------------------------------------------------------- */
 
-static void note_prior(const struct document *d, struct buf *prior)
+static void note_prior(const char *id, struct buf *prior)
 {
 	if (prior->len > 0)
 		buf_add(prior, " ");
-	buf_add(prior, d->id);
+	buf_add(prior, id);
 }
 
 static void note_known(struct mount *m, const struct folder *f, const struct document *d, char **ret_document_id, char **ret_session_id)
@@ -1046,6 +1087,8 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 	struct folder *mine = tree_find_folder(&m->tree, session_id);
 	if (mine && mine->session.workspace_id)
 		workspace = strdup(mine->session.workspace_id);
+	if (!mine || !mine->listing)
+		note_prior(PRIOR_UNKNOWN, &prior);
 	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
 		bool is_reachable = f == mine || (mine && mine->session.workspace_id && f->session.workspace_id &&
 						  strcmp(mine->session.workspace_id, f->session.workspace_id) == 0);
@@ -1055,8 +1098,9 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			listing_get(f->listing, i, &d);
 			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
-			if (f == mine && f->by_document[i]) /* nobody stands for what was detached since */
-				note_prior(&d, &prior);
+			/* Nobody stands for what was detached since. */
+			if (f == mine && (f->by_document[i] || f->is_withheld))
+				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
 		/* Attached by this mount, and no listing had it since. */
@@ -1064,7 +1108,7 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			if (!e->is_shown || !entry_document(e, &d) || !d.sha256 || strcmp(d.sha256, sha256) != 0)
 				continue;
 			if (f == mine)
-				note_prior(&d, &prior);
+				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
 	}

@@ -99,7 +99,7 @@ struct folder {
 	enum session_origin origin;
 	bool is_shown;                /* in tree->folders */
 	bool is_gone;                 /* 404 */
-	bool is_withheld;             /* what the listing has is not shown: the service refused it */
+	bool is_withheld;             /* not all that the listing has is shown: the next one is applied, be it the same */
 	bool entries_loaded;          /* from state.db */
 	bool entries_loading;
 	struct listing *listing;      /* as last applied; NULL: none yet */

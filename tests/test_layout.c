@@ -1,0 +1,534 @@
+/* The names a folder shows: one for each document, unlike any other, and the same for ever. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/backend_impl.h"
+#include "client/base/cleanup.h"
+#include "client/base/clock.h"
+#include "fs/layout.h"
+
+#define FOLDER_INO 2000
+#define CROWD 3000
+#define CROWD_MS_MAX 20000 /* under a sanitizer; what is quadratic in names takes minutes */
+#define IDS 40
+#define ROUNDS 300
+
+struct ground {
+	struct tree tree;
+	struct folder *folder;
+	uint64_t ino;      /* the last one handed out */
+	int64_t asked_ms;  /* of the next listing */
+};
+
+static int setup(void **state)
+{
+	static struct ground g;
+	struct session s = { .id = (char *)"s1", .name = (char *)"Q1", .created_ms = -1, .updated_ms = -1 };
+
+	g = (struct ground){ .ino = 3000, .asked_ms = 1000 };
+	tree_init(&g.tree);
+	g.folder = tree_add_folder(&g.tree, FOLDER_SESSION, FOLDER_INO, &s, "Q1", ORIGIN_ADDED);
+	*state = &g;
+	return g.folder ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+	struct ground *g = *state;
+	/* Not only the tree's end: what is taken off is freed by itself. */
+	tree_hide_folder(&g->tree, g->folder);
+	assert_int_equal(g->tree.nodes.used, 0);
+	tree_release(&g->tree);
+	return 0;
+}
+
+static uint64_t next_ino(void *arg)
+{
+	struct ground *g = arg;
+	return ++g->ino;
+}
+
+static uint64_t no_ino(void *arg)
+{
+	(void)arg;
+	return 0;
+}
+
+/* ---- listings ---------------------------------------------------------------------------------------------- */
+
+static struct listing_builder *begin(void)
+{
+	struct listing_builder *b = listing_builder_new(NULL);
+	assert_non_null(b);
+	return b;
+}
+
+static void put(struct listing_builder *b, const char *id, const char *title, int64_t created_ms, int64_t size_bytes, const char *sha256)
+{
+	struct document d = { .id = id, .filename = title, .status = "uploaded", .state = STATE_STORED, .sha256 = sha256,
+			      .size_bytes = size_bytes, .created_ms = created_ms, .pages = -1, .parsing.updated_ms = -1 };
+	assert_int_equal(listing_builder_add(b, &d, NULL), 0);
+}
+
+static struct listing *finish(struct ground *g, struct listing_builder *b)
+{
+	struct listing *l;
+	assert_int_equal(listing_builder_finish(b, g->asked_ms++, 1000, &l), 0);
+	return l;
+}
+
+/* Shows a listing, whose reference it takes; returns how many names appeared, and *ret_left how many went (may be NULL). */
+static int apply(struct ground *g, struct listing *l, int *ret_left)
+{
+	struct layout_change c = { 0 };
+
+	assert_int_equal(layout_apply(&g->tree, g->folder, l, next_ino, g, &c), 0);
+	int appeared = c.appeared_count;
+	if (ret_left)
+		*ret_left = c.left_count;
+	layout_release(&g->tree, &c);
+	listing_unref(l);
+	return appeared;
+}
+
+static int apply_page(struct ground *g, struct listing *l)
+{
+	struct layout_change c = { 0 };
+
+	assert_int_equal(layout_apply_page(&g->tree, g->folder, l, next_ino, g, &c), 0);
+	int appeared = c.appeared_count;
+	layout_release(&g->tree, &c);
+	listing_unref(l);
+	return appeared;
+}
+
+/* A listing of documents told as "id=title" in the order of their age, with titles that hold no '='. */
+static struct listing *listing_of(struct ground *g, const char *const *texts)
+{
+	struct listing_builder *b = begin();
+	for (int i = 0; texts[i]; i++) {
+		const char *sign = strchr(texts[i], '=');
+		CLEANUP(text_release) char *id = strndup(texts[i], (size_t)(sign - texts[i]));
+		put(b, id, sign + 1, i + 1, 10, NULL);
+	}
+	return finish(g, b);
+}
+#define LISTING(...) listing_of(g, (const char *const[]){ __VA_ARGS__, NULL })
+
+static struct entry *of(struct ground *g, const char *id)
+{
+	for (struct entry *e = folder_find_document(g->folder, id); e; e = e->same)
+		if (e->is_shown)
+			return e;
+	return NULL;
+}
+
+static void check_name(struct ground *g, const char *id, const char *name)
+{
+	struct entry *e = of(g, id);
+	assert_non_null(e);
+	assert_string_equal(e->name, name);
+	assert_ptr_equal(folder_find(g->folder, name), e);
+}
+
+static struct entry *add_local(struct ground *g, const char *name)
+{
+	struct entry *e = folder_add_entry(&g->tree, g->folder, next_ino(g), name);
+	assert_non_null(e);
+	e->local = local_new();
+	assert_non_null(e->local);
+	g->folder->local_count++;
+	return e;
+}
+
+/* ---- names ------------------------------------------------------------------------------------------------- */
+
+static void a_document_is_shown_under_its_title_made_safe(void **state)
+{
+	struct ground *g = *state;
+
+	assert_int_equal(apply(g, LISTING("d1=invoice.pdf", "d2=a/b.pdf", "d3=", "d4=.."), NULL), 4);
+	check_name(g, "d1", "invoice.pdf");
+	check_name(g, "d2", "a_b.pdf");
+	check_name(g, "d3", "unnamed");
+	assert_int_equal(g->folder->shown_count, 4);
+	assert_null(folder_find(g->folder, ".."));
+}
+
+static void of_two_equal_titles_the_older_keeps_the_plain_one_and_the_other_gets_a_part_of_its_id(void **state)
+{
+	struct ground *g = *state;
+	struct listing_builder *b = begin();
+
+	put(b, "aaaa-1111", "invoice.pdf", 200, 10, NULL);
+	put(b, "bbbb-2222", "invoice.pdf", 100, 10, NULL);
+	assert_int_equal(apply(g, finish(g, b), NULL), 2);
+	check_name(g, "bbbb-2222", "invoice.pdf");
+	check_name(g, "aaaa-1111", "invoice (1111).pdf");
+}
+
+static void a_name_once_shown_stays_when_an_older_document_of_that_title_comes(void **state)
+{
+	struct ground *g = *state;
+
+	assert_int_equal(apply(g, LISTING("d2222=invoice.pdf"), NULL), 1);
+	uint64_t ino = of(g, "d2222")->node.ino;
+	assert_int_equal(apply(g, LISTING("d1111=invoice.pdf", "d2222=invoice.pdf"), NULL), 1);
+	check_name(g, "d2222", "invoice.pdf");
+	assert_int_equal(of(g, "d2222")->node.ino, ino);
+	check_name(g, "d1111", "invoice (1111).pdf");
+}
+
+static void a_document_that_the_service_renames_keeps_the_name_it_has_here(void **state)
+{
+	struct ground *g = *state;
+
+	assert_int_equal(apply(g, LISTING("d1=before.pdf"), NULL), 1);
+	assert_int_equal(apply(g, LISTING("d1=after.pdf"), NULL), 0);
+	check_name(g, "d1", "before.pdf");
+}
+
+static void ids_that_end_alike_are_told_apart_by_more_of_them(void **state)
+{
+	struct ground *g = *state;
+
+	assert_int_equal(apply(g, LISTING("1-5555=a.pdf", "2-5555=a.pdf", "3-5555=a.pdf"), NULL), 3);
+	check_name(g, "1-5555", "a.pdf");
+	check_name(g, "2-5555", "a (5555).pdf");
+	check_name(g, "3-5555", "a (35555).pdf");
+}
+
+static void a_name_that_a_file_has_down_to_the_whole_id_is_not_given_twice(void **state)
+{
+	struct ground *g = *state;
+	struct entry *plain = add_local(g, "a.pdf"), *with_id = add_local(g, "a (7).pdf");
+
+	assert_int_equal(apply(g, LISTING("7=a.pdf"), NULL), 1);
+	assert_ptr_equal(folder_find(g->folder, "a.pdf"), plain);
+	assert_ptr_equal(folder_find(g->folder, "a (7).pdf"), with_id);
+	struct entry *e = of(g, "7");
+	assert_non_null(e);
+	assert_string_not_equal(e->name, "a.pdf");
+	assert_string_not_equal(e->name, "a (7).pdf");
+	assert_ptr_equal(folder_find(g->folder, e->name), e);
+}
+
+static void three_thousand_documents_of_one_title_have_three_thousand_names_for_good(void **state)
+{
+	struct ground *g = *state;
+	static char *names[CROWD];
+	char id[40];
+
+	int64_t began_ms = clock_now_ms();
+	for (int round = 0; round < 2; round++) {
+		struct listing_builder *b = begin();
+		for (int n = 0; n < CROWD; n++) {
+			int i = round ? CROWD - 1 - n : n; /* the second time the other way round */
+			(void)snprintf(id, sizeof(id), "%08x-0000-4000-8000-%012x", i * 2654435761U, i);
+			put(b, id, "invoice.pdf", i, 10, NULL);
+		}
+		assert_int_equal(apply(g, finish(g, b), NULL), round ? 0 : CROWD);
+		assert_int_equal(g->folder->shown_count, CROWD);
+		assert_int_equal(g->folder->names.used, CROWD);
+		for (int i = 0; i < CROWD; i++) {
+			(void)snprintf(id, sizeof(id), "%08x-0000-4000-8000-%012x", i * 2654435761U, i);
+			struct entry *e = of(g, id);
+			assert_non_null(e);
+			assert_ptr_equal(folder_find(g->folder, e->name), e); /* nobody else's */
+			assert_true(round == 0 || strcmp(e->name, names[i]) == 0);
+			if (round == 0)
+				names[i] = strdup(e->name);
+		}
+	}
+	assert_true(clock_now_ms() - began_ms < CROWD_MS_MAX);
+	for (int i = 0; i < CROWD; i++)
+		free(names[i]);
+}
+
+/* ---- leaving and coming back ------------------------------------------------------------------------------- */
+
+static void one_that_is_gone_and_back_has_its_name_and_its_inode_number_again(void **state)
+{
+	struct ground *g = *state;
+	int left;
+
+	assert_int_equal(apply(g, LISTING("d1=a.pdf", "d2=b.pdf"), NULL), 2);
+	uint64_t ino = of(g, "d1")->node.ino;
+	assert_int_equal(apply(g, LISTING("d2=b.pdf"), &left), 0);
+	assert_int_equal(left, 1);
+	assert_null(folder_find(g->folder, "a.pdf"));
+	assert_int_equal(g->folder->shown_count, 1);
+	/* Nobody else has had the name meanwhile. */
+	assert_int_equal(apply(g, LISTING("d2=b.pdf", "d3333=a.pdf"), NULL), 1);
+	check_name(g, "d3333", "a (3333).pdf");
+	assert_int_equal(apply(g, LISTING("d1=a.pdf", "d2=b.pdf", "d3333=a.pdf"), NULL), 1);
+	check_name(g, "d1", "a.pdf");
+	assert_int_equal(of(g, "d1")->node.ino, ino);
+}
+
+static void one_whose_name_a_file_took_meanwhile_comes_back_under_another(void **state)
+{
+	struct ground *g = *state;
+
+	assert_int_equal(apply(g, LISTING("d1111=a.pdf"), NULL), 1);
+	assert_int_equal(apply(g, LISTING("d2222=b.pdf"), NULL), 1);
+	struct entry *e = add_local(g, "a.pdf");
+	assert_int_equal(apply(g, LISTING("d1111=a.pdf", "d2222=b.pdf"), NULL), 1);
+	check_name(g, "d1111", "a (1111).pdf");
+	assert_ptr_equal(folder_find(g->folder, "a.pdf"), e);
+}
+
+static void what_an_earlier_mount_showed_has_its_name_and_number_from_the_first_listing_on(void **state)
+{
+	struct ground *g = *state;
+
+	assert_non_null(folder_add_hidden_entry(&g->tree, g->folder, 777777, "my name.pdf", "d1"));
+	assert_non_null(folder_add_hidden_entry(&g->tree, g->folder, 777778, "document-2.pdf", "gone"));
+	assert_int_equal(apply(g, LISTING("d1=document-1.pdf", "d2222=document-2.pdf"), NULL), 2);
+	check_name(g, "d1", "my name.pdf");
+	assert_int_equal(of(g, "d1")->node.ino, 777777);
+	check_name(g, "d2222", "document-2 (2222).pdf"); /* the plain one is that of one that may come back */
+}
+
+static void a_document_with_two_names_shows_under_both_and_leaves_with_both(void **state)
+{
+	struct ground *g = *state;
+	int left;
+
+	assert_non_null(folder_add_hidden_entry(&g->tree, g->folder, 777777, "one.pdf", "d1"));
+	assert_non_null(folder_add_hidden_entry(&g->tree, g->folder, 777778, "two.pdf", "d1"));
+	assert_int_equal(apply(g, LISTING("d1=document-1.pdf"), NULL), 2);
+	assert_int_equal(folder_count_names(g->folder, "d1"), 2);
+	assert_non_null(folder_find(g->folder, "one.pdf"));
+	assert_non_null(folder_find(g->folder, "two.pdf"));
+	assert_int_equal(apply(g, LISTING("d2=other.pdf"), &left), 1);
+	assert_int_equal(left, 2);
+	assert_int_equal(folder_count_names(g->folder, "d1"), 0);
+}
+
+static void one_attached_here_after_the_listing_was_asked_for_stays(void **state)
+{
+	struct ground *g = *state;
+	struct entry *e = folder_add_hidden_entry(&g->tree, g->folder, 777777, "new.pdf", "d9");
+	int left;
+
+	assert_non_null(e);
+	assert_int_equal(folder_show_entry(&g->tree, e), 0);
+	e->attached_ms = g->asked_ms + 1;
+	assert_int_equal(apply(g, LISTING("d1=a.pdf"), &left), 1);
+	assert_int_equal(left, 0);
+	check_name(g, "d9", "new.pdf");
+	g->asked_ms += 2;
+	assert_int_equal(apply(g, LISTING("d1=a.pdf"), &left), 0);
+	assert_int_equal(left, 1);
+}
+
+static void a_name_that_is_being_written_stays_when_the_document_it_wrote_first_leaves(void **state)
+{
+	struct ground *g = *state;
+	int left;
+
+	assert_int_equal(apply(g, LISTING("d1=a.pdf", "d2=b.pdf"), NULL), 2);
+	struct entry *e = of(g, "d1");
+	e->local = local_new();
+	assert_non_null(e->local);
+	e->local->counted_out = e->local->is_dirty = true;
+	assert_int_equal(apply(g, LISTING("d2=b.pdf"), &left), 0);
+	assert_int_equal(left, 0);
+	assert_ptr_equal(folder_find(g->folder, "a.pdf"), e);
+}
+
+static void what_was_withheld_is_shown_again_by_the_very_same_listing(void **state)
+{
+	struct ground *g = *state;
+	struct listing *l = LISTING("d1=a.pdf", "d2222=b.pdf", "d3=c.pdf");
+
+	assert_int_equal(apply(g, listing_ref(l), NULL), 3);
+	for (int i = 1; i <= 3; i++)
+		folder_hide_entry(&g->tree, of(g, i == 1 ? "d1" : i == 2 ? "d2222" : "d3"), true);
+	assert_int_equal(g->folder->shown_count, 0);
+	struct entry *e = add_local(g, "b.pdf"); /* whose name the folder had kept for a document of the listing */
+	assert_int_equal(apply(g, l, NULL), 3);
+	check_name(g, "d1", "a.pdf");
+	check_name(g, "d3", "c.pdf");
+	check_name(g, "d2222", "b (2222).pdf");
+	assert_ptr_equal(folder_find(g->folder, "b.pdf"), e);
+}
+
+/* ---- files under way --------------------------------------------------------------------------------------- */
+
+static void what_a_file_here_is_just_becoming_gets_no_second_name(void **state)
+{
+	struct ground *g = *state;
+	static const char sha256[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+	struct entry *e = add_local(g, "mine.pdf");
+
+	e->local->is_submitted = true;
+	memcpy(e->local->sent_sha256, sha256, sizeof(sha256));
+	for (int i = 0; i < 2; i++) {
+		struct listing_builder *b = begin();
+		put(b, "d1", "document-1.pdf", 1, 10, sha256);
+		put(b, "d2", "document-2.pdf", 2, 10, NULL);
+		struct listing *l = finish(g, b);
+		assert_int_equal(i ? apply(g, l, NULL) : apply_page(g, l), i ? 0 : 1);
+	}
+	assert_null(of(g, "d1"));
+	assert_true(g->folder->is_withheld);
+	/* Nothing came of it: it was somebody else's. */
+	e->local->is_submitted = false;
+	struct listing_builder *b = begin();
+	put(b, "d1", "document-1.pdf", 1, 10, sha256);
+	put(b, "d2", "document-2.pdf", 2, 10, NULL);
+	assert_int_equal(apply(g, finish(g, b), NULL), 1);
+	check_name(g, "d1", "document-1.pdf");
+}
+
+/* ---- walks ------------------------------------------------------------------------------------------------- */
+
+static void names_given_page_by_page_are_those_of_the_whole_listing(void **state)
+{
+	struct ground *g = *state;
+	struct snapshot *s = folder_snapshot(&g->tree, g->folder, true);
+
+	assert_int_equal(apply_page(g, LISTING("d1111=a.pdf", "d2222=a.pdf")), 2);
+	assert_int_equal(s->count, 2);
+	assert_int_equal(apply_page(g, LISTING("d2222=a.pdf", "d3333=b.pdf")), 1); /* pages may overlap */
+	assert_int_equal(s->count, 3);
+	uint64_t ino = of(g, "d2222")->node.ino;
+	assert_int_equal(apply(g, LISTING("d1111=a.pdf", "d2222=a.pdf", "d3333=b.pdf"), NULL), 0);
+	check_name(g, "d1111", "a.pdf");
+	check_name(g, "d2222", "a (2222).pdf");
+	assert_int_equal(of(g, "d2222")->node.ino, ino);
+	assert_int_equal(s->count, 3);
+	s->is_growing = false; /* as the end of the walk does */
+	snapshot_drop(&g->tree, s);
+}
+
+static void one_that_a_page_had_and_the_whole_has_not_leaves(void **state)
+{
+	struct ground *g = *state;
+	int left;
+
+	assert_int_equal(apply_page(g, LISTING("d1=a.pdf", "d2=b.pdf")), 2);
+	assert_int_equal(apply(g, LISTING("d2=b.pdf"), &left), 0);
+	assert_int_equal(left, 1);
+	assert_null(folder_find(g->folder, "a.pdf"));
+}
+
+static void another_size_or_time_is_told_and_nothing_else_is(void **state)
+{
+	struct ground *g = *state;
+	struct layout_change c = { 0 };
+	struct listing_builder *b = begin();
+
+	assert_int_equal(apply(g, LISTING("d1=a.pdf", "d2=b.pdf"), NULL), 2);
+	put(b, "d1", "a.pdf", 1, 10, NULL);
+	put(b, "d2", "b.pdf", 2, 11, NULL);
+	CLEANUP(listing_release) struct listing *l = finish(g, b);
+	assert_int_equal(layout_apply(&g->tree, g->folder, l, next_ino, g, &c), 0);
+	assert_int_equal(c.appeared_count + c.left_count, 0);
+	assert_int_equal(c.altered_count, 1);
+	assert_string_equal(c.altered[0]->name, "b.pdf");
+	layout_release(&g->tree, &c);
+}
+
+static void without_an_inode_number_to_be_had_it_fails_and_the_next_time_shows_all(void **state)
+{
+	struct ground *g = *state;
+	struct layout_change c = { 0 };
+	CLEANUP(listing_release) struct listing *l = LISTING("d1=a.pdf", "d2=b.pdf");
+
+	assert_true(layout_apply(&g->tree, g->folder, l, no_ino, g, &c) < 0);
+	assert_int_equal(c.appeared_count, 0);
+	layout_release(&g->tree, &c);
+	assert_int_equal(apply(g, listing_ref(l), NULL), 2);
+	check_name(g, "d1", "a.pdf");
+}
+
+/* ---- whatever comes ---------------------------------------------------------------------------------------- */
+
+static void through_any_course_of_listings_a_document_has_one_name_and_nobody_else_ever_has_it(void **state)
+{
+	struct ground *g = *state;
+	char *names[IDS] = { NULL };
+	uint64_t inos[IDS] = { 0 };
+	char id[16], title[16];
+
+	srand(20241122);
+	for (int round = 0; round < ROUNDS; round++) {
+		struct listing_builder *b = begin();
+		bool is_there[IDS], is_page = g->folder->listing == NULL && rand() % 2;
+		for (int i = 0; i < IDS; i++) {
+			is_there[i] = rand() % 3 > 0;
+			(void)snprintf(id, sizeof(id), "d%04d", i * 7919 % 10000);
+			(void)snprintf(title, sizeof(title), "%d.pdf", i % 5);
+			if (is_there[i])
+				put(b, id, title, rand() % 100, rand() % 3, NULL);
+		}
+		struct listing *l = finish(g, b);
+		if (is_page)
+			(void)apply_page(g, l);
+		else
+			(void)apply(g, l, NULL);
+		int shown = 0;
+		for (int i = 0; i < IDS; i++) {
+			(void)snprintf(id, sizeof(id), "d%04d", i * 7919 % 10000);
+			struct entry *e = of(g, id);
+			assert_true(is_page || (e != NULL) == is_there[i]);
+			if (!e)
+				continue;
+			shown++;
+			assert_ptr_equal(folder_find(g->folder, e->name), e);
+			assert_int_equal(folder_count_names(g->folder, id), 1);
+			if (!names[i]) {
+				names[i] = strdup(e->name);
+				inos[i] = e->node.ino;
+				for (int k = 0; k < IDS; k++)
+					assert_true(k == i || !names[k] || strcmp(names[k], names[i]) != 0);
+			}
+			assert_string_equal(e->name, names[i]);
+			assert_int_equal(e->node.ino, inos[i]);
+		}
+		assert_int_equal(g->folder->shown_count, shown);
+		assert_int_equal(g->folder->names.used, shown);
+	}
+	for (int i = 0; i < IDS; i++)
+		free(names[i]);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(a_document_is_shown_under_its_title_made_safe),
+		TEST(of_two_equal_titles_the_older_keeps_the_plain_one_and_the_other_gets_a_part_of_its_id),
+		TEST(a_name_once_shown_stays_when_an_older_document_of_that_title_comes),
+		TEST(a_document_that_the_service_renames_keeps_the_name_it_has_here),
+		TEST(ids_that_end_alike_are_told_apart_by_more_of_them),
+		TEST(a_name_that_a_file_has_down_to_the_whole_id_is_not_given_twice),
+		TEST(three_thousand_documents_of_one_title_have_three_thousand_names_for_good),
+		TEST(one_that_is_gone_and_back_has_its_name_and_its_inode_number_again),
+		TEST(one_whose_name_a_file_took_meanwhile_comes_back_under_another),
+		TEST(what_an_earlier_mount_showed_has_its_name_and_number_from_the_first_listing_on),
+		TEST(a_document_with_two_names_shows_under_both_and_leaves_with_both),
+		TEST(one_attached_here_after_the_listing_was_asked_for_stays),
+		TEST(a_name_that_is_being_written_stays_when_the_document_it_wrote_first_leaves),
+		TEST(what_was_withheld_is_shown_again_by_the_very_same_listing),
+		TEST(what_a_file_here_is_just_becoming_gets_no_second_name),
+		TEST(names_given_page_by_page_are_those_of_the_whole_listing),
+		TEST(one_that_a_page_had_and_the_whole_has_not_leaves),
+		TEST(another_size_or_time_is_told_and_nothing_else_is),
+		TEST(without_an_inode_number_to_be_had_it_fails_and_the_next_time_shows_all),
+		TEST(through_any_course_of_listings_a_document_has_one_name_and_nobody_else_ever_has_it),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -519,7 +519,10 @@ static int take_new_name(struct change_call *c)
 		else
 			folder_hide_entry(&m->tree, there, false);
 	}
-	int r = folder_rename_entry(&m->tree, e, c->to, c->new_name);
+	/* local_event() may have made it a document already, and did so where it still was. */
+	CLEANUP(listing_release) struct listing *own = from != c->to && e->own ? listing_ref(e->own) : NULL;
+	int r = own ? local_move_document(m, e, c->to, c->new_name, own, e->was_there_before)
+		    : folder_rename_entry(&m->tree, e, c->to, c->new_name);
 	if (r == 0 && e->local && !e->local->counted_out && from != c->to) {
 		from->local_count--;
 		c->to->local_count++;

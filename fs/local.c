@@ -519,10 +519,28 @@ int local_become_known(struct mount *m, struct entry *e, struct listing *l, int 
 	return 0;
 }
 
+/* Is the document there because this mount put it there? tree.lock held. */
+static bool is_ours(const struct folder *f, const char *document_id)
+{
+	struct entry *e;
+	int at = f->listing ? listing_find(f->listing, document_id) : -1;
+
+	for (e = at >= 0 ? f->by_document[at] : NULL; e; e = e->same)
+		if (e->attached_wall_ms > 0 && !e->was_there_before)
+			return true;
+	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
+		if (strcmp(e->document_id, document_id) == 0 && e->attached_wall_ms > 0 && !e->was_there_before)
+			return true;
+	return false;
+}
+
 int local_become_document(struct mount *m, struct entry *e, struct listing *document, bool was_there_before)
 {
-	int r = local_become_known(m, e, document, 0);
+	struct document d;
 
+	listing_get(document, 0, &d);
+	was_there_before = was_there_before && !is_ours(e->folder, d.id); /* another name of what we brought */
+	int r = local_become_known(m, e, document, 0);
 	if (r < 0)
 		return r;
 	e->was_there_before = was_there_before;
@@ -647,21 +665,6 @@ static void keep_content(struct mount *m, struct spool *s, const struct document
 	if ((d->sha256 && strcmp(d->sha256, sha256) != 0) || !buf_text(&path) ||
 	    content_adopt(m->content, buf_text(&path), key) < 0)
 		spool_unlink(s);
-}
-
-/* Is the document there because this mount put it there? tree.lock held. */
-static bool is_ours(const struct folder *f, const char *document_id)
-{
-	struct entry *e;
-	int at = f->listing ? listing_find(f->listing, document_id) : -1;
-
-	for (e = at >= 0 ? f->by_document[at] : NULL; e; e = e->same)
-		if (e->attached_wall_ms > 0 && !e->was_there_before)
-			return true;
-	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
-		if (strcmp(e->document_id, document_id) == 0 && e->attached_wall_ms > 0 && !e->was_there_before)
-			return true;
-	return false;
 }
 
 /* local_remove()'s hold of a file whose outcome was not known. The caller has one of its own. */

@@ -1070,6 +1070,13 @@ static void note_prior(const char *id, struct buf *prior)
 	buf_add(prior, id);
 }
 
+/* What this mount brought is no reason to keep the same bytes, should their first name go while they are sent again. Where
+ * that makes a second document, looking for it must not find the first. */
+static bool is_prior(const struct mount *m, const struct folder *f, const char *document_id)
+{
+	return !m->caps->reuses_bytes || !is_ours(f, document_id);
+}
+
 static void note_known(struct mount *m, const struct folder *f, const struct document *d, char **ret_document_id, char **ret_session_id)
 {
 	if (!m->caps->attaches || !m->caps->reuses_bytes || *ret_document_id)
@@ -1102,7 +1109,7 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
 			/* Nobody stands for what was detached since. */
-			if (f == mine && (f->by_document[i] || f->is_withheld))
+			if (f == mine && (f->by_document[i] || f->is_withheld) && is_prior(m, f, d.id))
 				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
@@ -1110,7 +1117,7 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 		for (size_t at = 0; is_reachable && (e = index_next(&f->unlisted, &at));) {
 			if (!e->is_shown || !entry_document(e, &d) || !d.sha256 || strcmp(d.sha256, sha256) != 0)
 				continue;
-			if (f == mine)
+			if (f == mine && is_prior(m, f, d.id))
 				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}

@@ -439,6 +439,17 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
 		reply_entry(req, make(node_of(parent), name, S_IFREG | (mode & 07777)), fi);
 }
 
+static void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
+{
+	struct node *n = node_of(ino);
+
+	if (power_goes(req))
+		return;
+	n->links++;
+	change_add(NULL, NULL, node_of(parent), name, n);
+	reply_entry(req, n, NULL);
+}
+
 static void op_remove(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct node *dir = node_of(parent);
@@ -600,6 +611,7 @@ static const struct fuse_lowlevel_ops operations = {
 	.mkdir = op_mkdir,
 	.mknod = op_mknod,
 	.create = op_create,
+	.link = op_link,
 	.unlink = op_remove,
 	.rmdir = op_remove,
 	.rename = op_rename,

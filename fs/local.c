@@ -20,6 +20,7 @@
 #define REFUSED_NAME_MS 60000
 #define RECENT_MS (10 * 60 * 1000)
 #define DETACH_WAIT_MS 10000
+#define SPOOL_END_MS 2000
 #define BUSY_MS_MAX 20000
 #define CLOCKS_DIFFER_MS 60000
 #define OTHER_NAMES_MAX 4
@@ -382,9 +383,13 @@ static int submit_version(struct mount *m, struct entry *e, struct local *l, str
 			l->is_dirty = false;
 			count_out(e);
 		}
+		/* Another close was faster with what was written later: spools are numbered as they are made. */
+		bool is_old = l->sent_spool_id > item->spool_id;
 		pthread_mutex_unlock(&m->tree.lock);
 		if (!is_wanted || is_there)
 			return 1;
+		if (is_old)
+			return is_submitted ? 0 : 1;
 		if (!is_submitted)
 			break;
 		if (is_same && uploads_join(m->uploads, item->ino) == 0) {
@@ -653,18 +658,48 @@ void local_send_later(struct mount *m, struct entry *e)
 	}
 }
 
-/* The spool's bytes become the document's in the content cache, so that reading it back asks nobody. */
+struct spool_end {
+	char *dir;
+	uint64_t id;
+};
+
+static void spool_end_run(void *arg)
+{
+	struct spool_end *end = arg;
+	spool_unlink_id(end->dir, end->id);
+	free(end->dir);
+	free(end);
+}
+
+/* The engine removes a file's row after its event: until then the bytes stay, or a crash between the two would leave a row
+ * without them. */
+static void unlink_spool_later(struct mount *m, uint64_t id)
+{
+	struct spool_end *end = malloc(sizeof(*end));
+
+	if (!end)
+		return; /* found without a row, and set aside, at the next start */
+	*end = (struct spool_end){ strdup(m->spool_dir), id };
+	if (!end->dir || pool_run_later(m->disk, SPOOL_END_MS, spool_end_run, spool_end_run, end) < 0)
+		spool_end_run(end);
+}
+
+/* The spool's bytes are the document's in the content cache, too, so that reading it back asks nobody. */
 static void keep_content(struct mount *m, struct spool *s, const struct document *d, const char *sha256)
 {
-	CLEANUP(buf_release) struct buf path = BUF(4096);
+	CLEANUP(buf_release) struct buf path = BUF(4096), second = BUF(4096);
 	char key[129];
 
 	read_content_key(d, key);
 	spool_path(s, &path);
+	if (buf_text(&path))
+		buf_addf(&second, "%s.kept", buf_text(&path));
 	/* Bytes that the service says it changed are fetched like any others. */
-	if ((d->sha256 && strcmp(d->sha256, sha256) != 0) || !buf_text(&path) ||
-	    content_adopt(m->content, buf_text(&path), key) < 0)
-		spool_unlink(s);
+	if ((d->sha256 && strcmp(d->sha256, sha256) != 0) || !buf_text(&path) || !buf_text(&second) ||
+	    link(buf_text(&path), buf_text(&second)) < 0)
+		return;
+	if (content_adopt(m->content, buf_text(&second), key) < 0)
+		(void)unlink(buf_text(&second)); /* a second name of bytes that go anyway */
 }
 
 /* local_remove()'s hold of a file whose outcome was not known. The caller has one of its own. */
@@ -778,8 +813,7 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		(void)state_remove_entries(m->state, others, other_count); /* logged there; they would be names of it, not shown */
 	if (sent)
 		keep_content(m, sent, &d, item->sha256);
-	else
-		spool_unlink_id(m->spool_dir, item->spool_id);
+	unlink_spool_later(m, item->spool_id);
 	if (old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
 		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, old_id);
 	if (is_removed && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)

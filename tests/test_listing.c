@@ -452,6 +452,7 @@ static void a_document_takes_at_most_140_bytes_in_memory(void **state)
 		assert_int_equal(listing_builder_add(b, &d, "{\"a\":1}"), 0);
 	}
 	CLEANUP(listing_release) struct listing *l = finish(b);
+	assert_non_null(l);
 	struct mallinfo2 after = mallinfo2();
 	size_t used = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd;
 	print_message("%.1f bytes a document\n", (double)used / COUNT);

@@ -6,6 +6,7 @@ import mmap
 import os
 import shutil
 import stat
+import threading
 import time
 
 from harness import (PYTHON, MountCase, SharedMount, attribute, begin, environment, finish, main, needs, paper_bytes, read, run,
@@ -416,6 +417,157 @@ class Failed(Rules):
             self.assertIn(words, attribute(failed, "error"))
             self.sandbox.clear_faults()
         self.assertEqual([], self.ids_there())
+
+
+class Versions(Rules):
+    """What closes, removals and refusals that cross each other leave."""
+    options = {"ttl": "1s", "close_timeout": "2s", "naming": "session"}
+    extra_sessions = ("the other",)
+
+    def all_at_once(self, what, count):
+        failed = []
+
+        def one(i):
+            try:
+                what(i)
+            except OSError as e:
+                failed.append(e)
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual([], failed)
+
+    def test_a_folder_first_listed_in_an_outage_is_whole_once_the_service_is_back(self):
+        self.expects(r".")
+        for i in range(3):
+            self.sandbox.document(self.session, "d%d.pdf" % i, base64=base64.b64encode(paper_bytes()).decode())
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        for _ in range(2):
+            done = run(["ls", self.dir])
+            self.assertNotEqual(0, done.status, done)
+        self.sandbox.control("POST", "/up")
+        time.sleep(6)
+        done = run(["ls", self.dir])
+        self.assertEqual((0, 3), (done.status, len(done.out.split())), done)
+
+    def test_documents_withheld_by_a_403_are_shown_again(self):
+        self.expects(r".")
+        for i in range(3):
+            self.sandbox.document(self.session, "d%d.pdf" % i, base64=base64.b64encode(paper_bytes()).decode())
+        self.assertEqual(3, len(os.listdir(self.dir)))
+        self.sandbox.fault(path="/sessions/" + self.session, status=403, times=0, body={"message": "no"})
+        time.sleep(1.2)
+        done = run(["ls", self.dir])
+        self.assertNotEqual(0, done.status, done)
+        self.sandbox.clear_faults()
+        time.sleep(6)
+        wait_for(lambda: len(os.listdir(self.dir)) == 3, 10, "shown again")
+
+    def test_a_failing_rename_over_a_waiting_file_keeps_both(self):
+        self.expects(r".")
+        os.listdir(self.dir)
+        self.sandbox.fault(route="sign", status=503, times=0)
+        first = self.paper("a.pdf")
+        done = run(["cp", first, self.dir])
+        self.assertEqual(1, done.status)
+        self.assertEqual(["a.pdf"], os.listdir(self.dir))
+        second = paper_bytes()
+        scratch = write(os.path.join(self.dir, ".a.pdf.Xk3dF9"), second)
+        with self.assertRaises(OSError):
+            os.rename(scratch, os.path.join(self.dir, "a.pdf"))
+        self.assertEqual([".a.pdf.Xk3dF9", "a.pdf"], sorted(os.listdir(self.dir)))
+        self.assertEqual(read(first), read(os.path.join(self.dir, "a.pdf")))
+        self.assertEqual(second, read(scratch))
+        os.unlink(scratch)
+        self.sandbox.clear_faults()
+        self.mount.command("retry", "--all")
+        wait_for(lambda: self.sandbox.hashes(self.session) == [sha256_of(first)], 20, "the first went on")
+
+    def test_what_was_removed_and_brought_again_can_be_removed_again(self):
+        source = self.paper("a.pdf")
+        path = os.path.join(self.dir, "a.pdf")
+        os.listdir(self.dir)
+        for _ in range(3):
+            self.assertEqual(0, run(["cp", source, path]).status)
+            time.sleep(1.3)
+            os.listdir(self.dir)
+            os.unlink(path)
+            self.assertEqual([], self.sandbox.documents(self.session))
+
+    def test_a_copied_range_is_whole_while_its_writer_is_open(self):
+        data = paper_bytes()
+        self.sandbox.document(self.session, "r.pdf", base64=base64.b64encode(data).decode())
+        time.sleep(1.2)
+        wait_for(lambda: os.listdir(self.dir) == ["r.pdf"], 10, "listed")
+        target = os.path.join(self.folder_of("the other"), "r.pdf")
+        i = os.open(os.path.join(self.dir, "r.pdf"), os.O_RDONLY)
+        o = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.assertEqual(len(data), os.copy_file_range(i, o, len(data)))
+        os.close(os.dup(o))  # sends it
+        self.assertEqual(len(data), os.stat(target).st_size)
+        self.assertEqual(data, read(target))
+        os.close(o)
+        os.close(i)
+        self.assertEqual(data, read(target))
+
+    def test_files_removed_right_after_their_close_leave_nothing(self):
+        os.listdir(self.dir)
+
+        def bring_and_remove(n):
+            for i in range(8):
+                os.unlink(write(os.path.join(self.dir, "%d-%d.pdf" % (n, i)), paper_bytes()))
+        self.all_at_once(bring_and_remove, 6)
+        self.assertEqual([], os.listdir(self.dir))
+        wait_for(lambda: self.sandbox.documents(self.session) == [], 10, "nothing is left")
+        os.rmdir(self.dir)
+
+    def test_two_writers_closing_at_once_end_as_one_document_with_the_bytes_of_both(self):
+        os.listdir(self.dir)
+        expected = []
+        for n in range(20):
+            path = os.path.join(self.dir, "two %d.pdf" % n)
+            data = paper_bytes(size=400000)
+            handles = [os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2)]
+
+            def fill(i, data=data, handles=handles, half=len(data) // 2):
+                time.sleep(i * 0.001 * (n % 7))
+                os.pwrite(handles[i], data[i * half:(i + 1) * half], i * half)
+                os.close(handles[i])
+            self.all_at_once(fill, 2)
+            expected.append(sha256_of(data))
+            self.assertEqual(data, read(path))
+        wait_for(lambda: self.sandbox.hashes(self.session) == sorted(expected), 20, "twenty whole documents")
+
+    def test_a_writer_beside_a_closing_one_is_not_refused(self):
+        os.listdir(self.dir)
+        path = os.path.join(self.dir, "beside.pdf")
+        a = os.open(path, os.O_RDWR | os.O_CREAT)
+        b = os.open(path, os.O_RDWR)
+        data = bytearray(paper_bytes(size=200000))
+        os.write(a, data)
+        t = threading.Thread(target=os.close, args=(a,))
+        t.start()
+        for i in range(200):
+            data[i * 10:i * 10 + 4] = b"WXYZ"
+            os.pwrite(b, b"WXYZ", i * 10)
+        t.join()
+        os.close(b)
+        wait_for(lambda: self.sandbox.hashes(self.session) == [sha256_of(bytes(data))], 20, "the last version alone")
+        self.assertEqual(["beside.pdf"], os.listdir(self.dir))
+
+    def test_a_truncate_by_name_of_a_waiting_file_is_what_is_sent(self):
+        self.expects(r".")
+        os.listdir(self.dir)
+        self.sandbox.fault(route="sign", status=503, times=0)
+        source = self.paper("t.pdf")
+        self.assertEqual(1, run(["cp", source, self.dir]).status)
+        path = os.path.join(self.dir, "t.pdf")
+        os.truncate(path, 100)
+        self.sandbox.clear_faults()
+        self.mount.command("retry", "--all")
+        wait_for(lambda: self.sandbox.hashes(self.session) == [sha256_of(read(source)[:100])], 30, "the shorter one")
 
 
 class Ownership(MountCase):

@@ -225,8 +225,7 @@ static void check_again(void *arg)
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r == -EACCES)
 		log_error("%s refuses the token. %s", m->caps->title, m->caps->token_help);
-	else
-		go_on_with_work(m);
+	go_on_with_work(m); /* files of an earlier run wait with all others, until the token is another */
 }
 
 /* What is remembered is as old as the last answer. */
@@ -654,12 +653,13 @@ static struct entry *local_of_path(struct mount *m, const char *path)
 static int retry_one(struct mount *m, struct entry *e)
 {
 	pthread_mutex_lock(&m->tree.lock);
-	bool is_failed = e->local->kind == FILE_FAILED;
-	int r = is_failed ? local_bring_home(m, e) : 0;
+	const struct local *l = e->local && !e->local->counted_out ? e->local : NULL; /* else it is a document by now */
+	bool is_failed = l && l->kind == FILE_FAILED, is_under_way = l && l->is_submitted;
+	int r = !l ? -ENOENT : is_failed ? local_bring_home(m, e) : name_is_scratch(m->rules, e->name) ? -ENOENT : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r < 0)
 		return r;
-	if (!is_failed)
+	if (is_under_way)
 		return uploads_retry(m->uploads, e->node.ino);
 	r = local_submit(m, e, NULL, NULL, false, 0);
 	return r > 0 ? -ENODATA : r;

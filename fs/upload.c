@@ -372,6 +372,12 @@ static bool may_have_happened(const struct uploads *u, const struct job *j)
 	return j->is_sent || j->is_unsure || (u->caps->store_has_effect && j->item.step == UPLOAD_STORED);
 }
 
+/* The last step fails each time and uses the key up: all is sent again and again, which is no progress. */
+static bool goes_in_circles(const struct job *j)
+{
+	return j->vain_looks > 1;
+}
+
 static void item_back_to_spooled(struct job *j)
 {
 	j->item.step = UPLOAD_SPOOLED;
@@ -1144,7 +1150,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 			j->item.may_have_happened = false;
 		}
 		j->item.key_renewed = true;
-		if (j->vain_looks > 1) /* each time round sends all the bytes again */
+		if (goes_in_circles(j))
 			job_pause(u, j, when.now_ms,
 				  cap_for_waiting(upload_pause_ms(j->vain_looks, -1, when.random), -1,
 						  j->somebody_waits));
@@ -1239,8 +1245,10 @@ static void job_advance(struct uploads *u, struct job *j, enum upload_step from,
 	j->item.next_wall_ms = 0;
 	j->version++;
 	j->is_retry = false;
-	j->has_failed_since_wait = false;
-	j->progress_ms = clock_now_ms();
+	if (!goes_in_circles(j)) {
+		j->has_failed_since_wait = false;
+		j->progress_ms = clock_now_ms();
+	}
 	service_answered(u, from, from != UPLOAD_SIGNED || u->caps->store_has_effect);
 }
 
@@ -2087,7 +2095,7 @@ static void patrol_progress(struct uploads *u, struct job_list *list, int64_t no
 			moved_ms = now_ms;
 		else if (atomic_load(&j->watch->done_bytes) > 0)
 			moved_ms = atomic_load(&j->watch->moved_ms);
-		if (moved_ms > j->progress_ms)
+		if (moved_ms > j->progress_ms && !goes_in_circles(j))
 			j->progress_ms = moved_ms;
 		if (moved_ms > u->moving_ms)
 			u->moving_ms = moved_ms;

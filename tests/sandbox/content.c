@@ -32,7 +32,7 @@ struct content content_generated(uint64_t seed, uint64_t index, int64_t size_byt
 void bytes_to_hex(const unsigned char *bytes, size_t count, char *ret_hex)
 {
 	for (size_t i = 0; i < count; i++)
-		sprintf(ret_hex + 2 * i, "%02x", bytes[i]);
+		(void)snprintf(ret_hex + 2 * i, 3, "%02x", bytes[i]);
 	ret_hex[2 * count] = 0;
 }
 

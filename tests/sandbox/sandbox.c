@@ -294,7 +294,7 @@ char *url_encode(const char *text, bool keeps_slash)
 		if (plain)
 			*to++ = *at;
 		else
-			to += sprintf(to, "%%%02X", (unsigned char)*at);
+			to += snprintf(to, 4, "%%%02X", (unsigned char)*at);
 	}
 	return out;
 }

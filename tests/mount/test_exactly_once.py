@@ -155,6 +155,8 @@ class Lane:
             self.sandbox.fault(route="put", action="slow_request", bytes_per_s=150_000)
         if case.fault == "expired link":
             self.sandbox.set(sign__expires_ms=1)
+            # One link alone: a second expired one in a row would be final. The next waits until links live again.
+            self.sandbox.fault(route="sign", nth=2, action="stall", ms=1000)
             return
         rule = ONCE[case.fault][1] if case.fault in ONCE else FAULTS[case.fault]
         if rule is not None:
@@ -210,7 +212,7 @@ class Lane:
         began = time.monotonic()
         cp = begin(["cp", source, os.path.join(folder, case.name)])
         try:
-            if case.fault == "expired link":  # one alone: a second in a row would be final
+            if case.fault == "expired link":
                 wait_for(lambda: [r for r in self.requests(case, since, "sign") if r["done"]], 10, "signed")
                 self.sandbox.set(sign__expires_ms=300000)
             if case.crash != "never":

@@ -473,7 +473,7 @@ class TheOnlyCopy(MountCase):
             for route, when in (("attach", "before"), ("attach", "after"), ("get_session", "before"), ("list", "before")):
                 write(self.source, self.data + route.encode() + when.encode())
                 wanted = [*self.there(), sha256_of(self.source)]
-                first, name = self.copy("first.pdf"), "second %d.pdf" % len(wanted)
+                first, name = self.copy("first.pdf"), "second.pdf"
                 self.sandbox.fault(route=route, when=when, action="stall", ms=1000, times=0)
                 second = begin(["cp", self.source, os.path.join(self.dir, name)])
                 self.kept.append(second)
@@ -486,6 +486,8 @@ class TheOnlyCopy(MountCase):
                 self.assertEqual(sorted(wanted), self.there(), "%s, stalled %s" % (route, when))
                 self.assertNotIn("first.pdf", os.listdir(self.dir))
                 self.assertEqual(read(self.source), read(os.path.join(self.dir, name)))
+                os.unlink(os.path.join(self.dir, name))
+                self.assertEqual(sorted(wanted[:-1]), self.there(), "it was ours alone")
         self.under_each_rule(body)
 
 

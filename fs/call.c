@@ -531,6 +531,8 @@ static int take_new_name(struct change_call *c)
 		free(e->local->home_name);
 		e->local->home_name = NULL;
 		e->local->refused_ms = 0;
+		if (!e->local->is_submitted)
+			e->local->has_row = false; /* it tells the old name */
 		if (e->local->kind == FILE_FAILED)
 			e->local->kind = FILE_SCRATCH;
 	}

@@ -778,9 +778,9 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		}
 	}
 	node_hold(&f->node);
-	bool was_there = was_there_before(f, item, &d);
+	bool was_there = was_there_before(f, item, &d), was_ours = is_ours(f, d.id);
 	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
-	if (!was_there && e->is_shown)
+	if (!was_there && !was_ours && e->is_shown)
 		other_count = hide_other_names(m, f, e, d.id, others);
 	l->is_submitted = l->has_row = false;
 	l->has_verdict = true;

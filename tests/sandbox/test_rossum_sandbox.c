@@ -635,7 +635,7 @@ static void a_raw_body_takes_its_name_from_the_path_or_the_header(void **state)
 		{ UPLOADS, NULL, NULL },
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-		REPLY r, u, d;
+		REPLY r = { 0 }, u = { 0 }, d = { 0 };
 		long status = ask(f,
 				  (struct wish){ .method = "POST",
 						 .path = cases[i].path,

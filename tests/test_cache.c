@@ -656,10 +656,8 @@ static void asking_again_ends_also_when_every_answer_is_overtaken(void **state)
 	(void)state;
 	begin_held(&o, &s);
 	for (int i = 1; i < 10; i++) {
-		if (!fake_wait_held(s.fake, FAKE_LIST_DOCUMENTS, 1)) { /* the last one was through before it could be held */
-			assert_int_equal(listed(&s), 4);
-			break;
-		}
+		if (!fake_wait_held(s.fake, FAKE_LIST_DOCUMENTS, 1))
+			break; /* asked again, and through, before it could be held: not overtaken this time */
 		fake_fail(s.fake, FAKE_DETACH, 1, &(struct fake_fault){ .kind = FAULT_AWAY, .may_have_happened = true });
 		assert_int_equal(detach(&s, "s1", "d1"), -EIO);
 		fake_let_go(s.fake, FAKE_LIST_DOCUMENTS);

@@ -307,7 +307,7 @@ class Sequence:
         ending = self.chance.choice(("unmounted", "killed"))
         self.step(ending, "and mounted again")
         if ending == "killed":
-            time.sleep(1.2 * harness.SLACK)  # scratch files are promised to survive once they have rested a moment
+            time.sleep(3 * harness.SLACK)  # a scratch file survives a crash once it has rested a moment
             self.mount.kill()
         else:
             wait_for(lambda: self.mount.unmount().status == 0, 10, "unmounted")

@@ -1143,7 +1143,9 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		job_ready(u, j);
 		break;
 	case MOVE_SIGN_AGAIN:
-		if (u->caps->store_has_effect && j->item.step == UPLOAD_STORED) {
+		/* A key that is refused when it is tried again may be what an earlier try used up, whatever was answered to that. */
+		if ((u->caps->store_has_effect && j->item.step == UPLOAD_STORED) ||
+		    (trial == TRIAL_ATTACH && j->item.attempts > 0 && j->vain_looks == 0)) {
 			j->is_unsure = j->signs_again = true;
 		} else {
 			item_back_to_spooled(j);
@@ -1828,7 +1830,8 @@ static void look_found_nothing(struct uploads *u, struct job *j)
 	j->is_retry = true;
 	/* What was sent may have used the key up, though the session shows nothing yet: a refusal of it is not the
 	 * second one. */
-	j->item.key_renewed = false;
+	if (!j->signs_again)
+		j->item.key_renewed = false;
 	j->vain_looks++;
 	j->version++;
 	if (j->cancel_asked) {

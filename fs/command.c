@@ -847,16 +847,39 @@ struct ask_all {
 	int status, asked;
 };
 
+/* Where the mount on this path can be asked; NULL after a sentence: it is dead or not ours, and no business of whoever asks all. */
+static char *find_asked(const char *path)
+{
+	char *dir = read_attribute(path, "user.sessionfs.control");
+
+	if (!dir && errno == ENOTCONN) {
+		(void)complain("%s: skipped, its sessionfs is dead: fusermount3 -uz takes it off", path);
+	} else if (!dir && errno == EACCES) {
+		(void)complain("%s: skipped, it is another user's", path);
+	} else if (!dir) { /* mounted with noxattr: the lock files tell */
+		struct search s = { .mountpoint = path };
+		walk_state_folders(compare_owner, &s);
+		dir = s.state_dir;
+		if (!dir)
+			(void)complain("%s: skipped, it cannot be asked", path);
+	}
+	return dir;
+}
+
 static void ask_mount(void *arg, const char *path)
 {
 	struct ask_all *a = arg;
-	CLEANUP(text_release) char *dir = read_attribute(path, "user.sessionfs.control");
+	CLEANUP(text_release) char *dir = find_asked(path);
 	CLEANUP(buf_release) struct buf answer = BUF(SOCKET_ANSWER_BYTES_MAX);
 	const char *text = "";
 
 	if (!dir)
-		return; /* another user's, or one without attributes */
+		return;
 	int r = socket_ask(dir, a->line, &answer);
+	if (r == -ENOENT || r == -EACCES || r == -EPIPE) { /* the last: it ended while it was asked */
+		(void)complain("%s: skipped, %s", path, r == -EACCES ? "it is another user's" : "nobody answers for it");
+		return;
+	}
 	a->asked++;
 	if (r < 0 ? complain_of_asking(path, r) : read_answer(&answer, path, &text))
 		a->status = EXIT_NOT_WELL;

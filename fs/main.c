@@ -211,7 +211,10 @@ static int run_mount(int argc, char **argv)
 		return give_up(&p, p.exit_code, &p.sentence, -EIO);
 	if (r < 0)
 		return give_up(&p, EXIT_IN_THE_WAY, &why, r);
-	return daemon_was_told(&p.daemon) ? EXIT_SUCCESS : give_up(&p, EXIT_NO_ANSWER, &why, -ECANCELED);
+	if (daemon_was_told(&p.daemon) || p.options.foreground)
+		return EXIT_SUCCESS; /* unmounted before anybody knew how it stands: nothing failed, it ended as it was told to */
+	buf_add(&why, "unmounted before the service had answered");
+	return give_up(&p, EXIT_NO_ANSWER, &why, -ECANCELED);
 }
 
 /* ---- help -------------------------------------------------------------------------------------------------- */

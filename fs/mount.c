@@ -252,7 +252,7 @@ static void remember_answer(struct mount *m)
 	(void)state_set(m->state, FACT_ANSWERED, text); /* else the sentence is vaguer */
 }
 
-static void start_check(void *arg)
+static void *start_check(void *arg)
 {
 	struct mount *m = arg;
 	CLEANUP(buf_release) struct buf sentence = BUF(SENTENCE_BYTES_MAX);
@@ -269,7 +269,7 @@ static void start_check(void *arg)
 		bool is_ending = m->is_ending;
 		pthread_mutex_unlock(&m->tree.lock);
 		if (is_ending)
-			return;
+			return NULL;
 		if (m->options->start == START_WAIT && left_ms <= 0)
 			end_ms = clock_now_ms() + START_WAIT_MS;
 		struct timespec pause = { .tv_sec = 0, .tv_nsec = 500000000 };
@@ -280,26 +280,26 @@ static void start_check(void *arg)
 	bool has_ended = m->is_ending;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (has_ended && r != 0)
-		return; /* unmounted before it was known: nothing failed */
+		return NULL; /* unmounted before it was known: nothing failed */
 	if (r == 0) {
 		uploads_service_answered(m->uploads);
 		tell_verdict(m, 0, NULL);
 		remember_answer(m);
 		go_on_with_work(m);
-		return;
+		return NULL;
 	}
 	if (r == -EACCES) {
 		buf_addf(&sentence, "%s refuses the token. %s", m->caps->title, m->caps->token_help);
 		tell_verdict(m, -EACCES, buf_text(&sentence));
 		end_loop(m);
-		return;
+		return NULL;
 	}
 	if (m->options->start == START_AUTO && remembers_something(m)) {
 		add_remembered_since(m, &sentence);
 		log_warning("%s", buf_text(&sentence));
 		tell_verdict(m, 0, buf_text(&sentence));
 		check_later(m);
-		return;
+		return NULL;
 	}
 	buf_addf(&sentence, "%s does not answer (%s)", m->caps->title,
 		 m->options->url ? m->options->url : m->caps->default_url ? m->caps->default_url : "no url");
@@ -307,6 +307,7 @@ static void start_check(void *arg)
 		buf_addf(&sentence, ": %s", why.words);
 	tell_verdict(m, -ETIMEDOUT, buf_text(&sentence));
 	end_loop(m);
+	return NULL;
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------------- */
@@ -433,6 +434,8 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 {
 	struct signals signals;
 	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	pthread_t checker;
+	bool is_watching, is_checking = false;
 
 	if (!config)
 		return -ENOMEM;
@@ -441,8 +444,12 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	m->verified = verified;
 	m->verified_arg = arg;
 	int r = watch_begin(&signals, m);
-	if (r == 0) {
-		(void)pool_run(m->calls, start_check, m);
+	is_watching = r == 0;
+	if (is_watching) {
+		r = -pthread_create(&checker, NULL, start_check, m);
+		is_checking = r == 0;
+	}
+	if (is_checking) {
 		log_info("mounted %s on %s", m->options->source, m->options->mountpoint);
 		r = fuse_session_loop_mt(m->fuse, config);
 		r = r > 0 ? 0 : r; /* ended by a signal */
@@ -457,9 +464,12 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	local_save_all(m);
 	(void)uploads_drain(m->uploads, DRAIN_MS);
 	backend_stop(m->backend);
+	if (is_checking)
+		(void)pthread_join(checker, NULL); /* after this nobody is told a verdict any more */
 	say_what_is_left(m);
 	log_info("unmounted %s", m->options->mountpoint);
-	watch_end(&signals);
+	if (is_watching)
+		watch_end(&signals);
 	return r;
 }
 

@@ -23,7 +23,8 @@ int mount_attach(struct mount *m, struct buf *why);
 
 /* Serves until fusermount3 -u, SIGTERM, SIGINT or SIGHUP's opposite of them; then unmounts, drains the uploads within
  * bounds and says how many files still wait. The start check runs beside it: `verified` is called once from a worker, with 0 when the
- * service answered (or `start` allows to go on), else -errno and a sentence; the mount ends by itself then. */
+ * service answered (or `start` allows to go on), else -errno and a sentence; the mount ends by itself then. It is not called when
+ * the mount is ended before either is known, and never after mount_loop() has returned. */
 int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const char *sentence), void *arg);
 
 /* A line from a command (control socket): "add ID", "forget ID", "refresh PATH", "retry INO", ... The answer is for the command. */

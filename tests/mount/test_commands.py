@@ -296,6 +296,23 @@ class Paths(Commands):
         wait_for(lambda: os.listdir(inside) == ["one.pdf"], 5, "listed")
         self.fails(1, "one.pdf", "discard", os.path.join(inside, "one.pdf"))
 
+    def test_all_passes_over_a_dead_mount_and_speaks_of_the_live_ones(self):
+        self.mounted()
+        self.shows("Q1")
+        dead = os.path.join(self.folder, "dead")
+        os.mkdir(dead)
+        self.well("raydocs", dead, "-o", "rate=off,state_dir=%s/s2,cache_dir=%s/c2" % (self.folder, self.folder))
+        for pid in processes_of(dead):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not processes_of(dead), 10, "killed")
+        try:
+            done = self.well("retry", "--all")
+        finally:
+            run(["fusermount3", "-u", "-z", dead], 20)
+        self.assertRegex(done.err, dead + ": skipped")
+        self.assertRegex(done.out, self.path + ": 0")
+        self.assertNotIn(self.path + ":", done.err)
+
 
 class MountPoints(Commands):
     def setUp(self):

@@ -6,7 +6,7 @@ import shutil
 import signal
 import stat
 
-from harness import (SESSIONFS, SLACK, TOKEN, MountCase, environment, main, mounts_under, needs, paper_bytes,
+from harness import (SESSIONFS, SLACK, TOKEN, MountCase, begin, environment, finish, main, mounts_under, needs, paper_bytes,
                      processes_of, read, run, sha256_of, wait_for, write)
 
 LOOPBACK_CLOSED = "http://127.0.0.1:9"  # discard: nobody listens
@@ -159,6 +159,23 @@ class Background(Start):
         done = self.in_background()
         self.assertEqual(0, done.status, done)
         self.end_background()
+
+    def test_unmounting_before_the_service_has_answered_is_a_clean_end(self):
+        self.setting()
+        self.sandbox.set(latency_ms=400)
+        self.mount.start()
+        self.assertEqual(0, self.mount.stop())
+
+    def test_unmounting_before_the_service_has_answered_is_no_start_for_who_waits_for_one(self):
+        self.setting()
+        self.sandbox.set(latency_ms=3000)
+        process = begin([SESSIONFS, "test", self.mount.path], env=self.mount.environment())
+        wait_for(lambda: self.mount.path in mounts_under(self.mount.path), 10, "mounted")
+        self.assertEqual(0, self.mount.unmount().status)
+        done = finish(process)
+        self.assertEqual(4, done.status, done)
+        self.assertIn("unmounted", done.err)
+        wait_for(lambda: not processes_of(self.mount.path), 20, "the daemon has ended")
 
     def test_an_interrupt_ends_a_mount_in_the_foreground(self):
         self.setting()

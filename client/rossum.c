@@ -4,7 +4,7 @@
  * Its public sources contradict each other in places; where they do, both are read. Sections, from the bottom up:
  * reading answers, credentials, requests, queues, listings, single documents, the steps of an upload, checking, opening
  * and the table of ops. */
-#include "client/backend_impl.h"
+#include "client/rossum.h"
 
 #include <assert.h>
 #include <ctype.h>
@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "client/backend_impl.h"
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
@@ -116,6 +117,7 @@ struct rossum {
 	const char *(*option)(void *arg, const char *name, int nth);
 	void *arg;
 	int64_t began_ms;
+	int haste; /* 1, but in tests */
 	atomic_bool is_stopped;
 
 	pthread_mutex_t lock; /* guards what follows */
@@ -132,6 +134,17 @@ struct rossum {
 static struct rossum *rossum_from(struct backend *b)
 {
 	return (struct rossum *)b;
+}
+
+/* A time we give the service, as long as it is here. */
+static int64_t patience_ms(const struct rossum *s, int64_t ms)
+{
+	return ms / s->haste;
+}
+
+void rossum_hasten(struct backend *b, int factor)
+{
+	rossum_from(b)->haste = factor;
 }
 
 /* ---- reading answers ---------------------------------------------------------------------------------------- */
@@ -690,7 +703,7 @@ static int login_is_due(struct rossum *s, struct call *call, const char *account
 		return l->is_throttled ? -EAGAIN : -EACCES;
 	}
 	/* A token that is refused as soon as it is made would have us log in for ever. */
-	return anew && l->done_ms && now < l->done_ms + LOGIN_AGAIN_MS ? -EACCES : 0;
+	return anew && l->done_ms && now < l->done_ms + patience_ms(s, LOGIN_AGAIN_MS) ? -EACCES : 0;
 }
 
 static bool login_is_throttled(struct rossum *s)
@@ -925,7 +938,7 @@ static bool is_cancelled(struct rossum *s, const struct call *call)
 /* Sleeps, unless the caller gives up or the time is up. */
 static int nap(struct rossum *s, struct call *call, int64_t ms, int64_t deadline_ms)
 {
-	const struct timespec slice = { .tv_nsec = 50 * 1000000 };
+	const struct timespec slice = { .tv_nsec = (ms < 50 ? ms : 50) * 1000000 };
 	int64_t until = clock_now_ms() + ms;
 
 	for (int64_t now = clock_now_ms(); now < until; now = clock_now_ms()) {
@@ -2216,10 +2229,10 @@ static int store(struct rossum *s, struct call *call, struct upload *u, struct t
 
 		/* "Try later" is said before a file is looked at; after any other silence it may still be on its way.
 		 */
-		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : SETTLE_MS, is_in_doubt);
+		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : patience_ms(s, SETTLE_MS), is_in_doubt);
 		return r;
 	}
-	attempt_note(s, t->nonce, SETTLE_MS, false);
+	attempt_note(s, t->nonce, patience_ms(s, SETTLE_MS), false);
 	t->sent_wall_ms = clock_wall_ms();
 	if (read_sent(reply.body, reply.body_bytes, t) < 0) {
 		attempt_note(s, t->nonce, 0, true);
@@ -2448,11 +2461,11 @@ static int follow(struct rossum *s, struct call *call, struct upload *u, struct 
 }
 
 /* The file was taken and nothing came of it. Nobody tells that a hook stopped it: only time does. */
-static bool is_stopped_by_hook(const struct ticket *t)
+static bool is_stopped_by_hook(const struct rossum *s, const struct ticket *t)
 {
 	int64_t age_ms = clock_wall_ms() - t->taken_wall_ms;
 
-	return t->taken_wall_ms && (age_ms > NO_ANNOTATION_MS || age_ms < -SKEW_MS);
+	return t->taken_wall_ms && (age_ms > patience_ms(s, NO_ANNOTATION_MS) || age_ms < -SKEW_MS);
 }
 
 static int still_waiting(struct call *call)
@@ -2464,20 +2477,21 @@ static int still_waiting(struct call *call)
 static int follow_to_the_end(struct rossum *s, struct call *call, struct upload *u, struct ticket *t)
 {
 	int64_t deadline_ms = call->deadline_ms ? call->deadline_ms : clock_now_ms() + ATTACH_MS;
-	int64_t pause_ms = POLL_FIRST_MS, age_ms = clock_wall_ms() - t->sent_wall_ms;
+	int64_t pause_ms = patience_ms(s, POLL_FIRST_MS), age_ms = clock_wall_ms() - t->sent_wall_ms;
+	int64_t pause_ms_max = patience_ms(s, POLL_MS_MAX);
 	int r = 0;
 
 	/* After a wait in line it may be there at once. */
-	if (age_ms >= 0 && age_ms < POLL_FIRST_MS)
-		r = nap(s, call, POLL_FIRST_MS - age_ms, deadline_ms);
+	if (age_ms >= 0 && age_ms < pause_ms)
+		r = nap(s, call, pause_ms - age_ms, deadline_ms);
 	while (r == 0) {
 		r = follow(s, call, u, t);
 		if (r != NOT_YET)
 			return r;
-		if (is_stopped_by_hook(t))
+		if (is_stopped_by_hook(s, t))
 			return fail(call, FAULT_INVALID, -EINVAL,
 				    "the service took the file and made no document of it; a hook may have stopped it");
-		pause_ms = pause_ms * 3 / 2 < POLL_MS_MAX ? pause_ms * 3 / 2 : POLL_MS_MAX;
+		pause_ms = pause_ms * 3 / 2 < pause_ms_max ? pause_ms * 3 / 2 : pause_ms_max;
 		r = nap(s, call, pause_ms, deadline_ms);
 	}
 	return r == -ETIMEDOUT ? still_waiting(call) : r;
@@ -2643,7 +2657,7 @@ static int64_t settles_ms(struct rossum *s, const struct search *look)
 		return 0;
 	if (attempt_look(s, look->t.nonce, &a))
 		return a.settles_ms;
-	return s->began_ms + SETTLE_MS; /* sent by an earlier process, no later than we began */
+	return s->began_ms + patience_ms(s, SETTLE_MS); /* sent by an earlier process, no later than we began */
 }
 
 static int rossum_upload_find(struct backend *b, struct call *call, struct upload *u, const char *const *not_ids,
@@ -2661,7 +2675,7 @@ static int rossum_upload_find(struct backend *b, struct call *call, struct uploa
 		r = search_once(s, call, &look);
 		if ((r != -ENOENT && r != NOT_YET) || clock_now_ms() >= until_ms)
 			break;
-		r = nap(s, call, SETTLE_LOOK_MS, call->deadline_ms);
+		r = nap(s, call, patience_ms(s, SETTLE_LOOK_MS), call->deadline_ms);
 		if (r == -ETIMEDOUT)
 			return still_waiting(call);
 		if (r < 0)
@@ -2966,6 +2980,7 @@ static int rossum_open(const struct backend_config *config, struct buf *why, str
 	s->option = config->option;
 	s->arg = config->arg;
 	s->began_ms = clock_now_ms();
+	s->haste = 1;
 	s->links = calloc(LINKS, sizeof(*s->links));
 	r = s->links ? read_url(s, config, why) : -ENOMEM;
 	if (r == 0)

@@ -5,6 +5,7 @@ the sandbox's request log.
 A test that needs what this machine lacks is skipped, aloud; a file whose tests are all skipped ends with 77.
 
 Environment: SESSIONFS_BUILD   the build directory (default: build)
+             SESSIONFS_SERVICE raydocs or rossum: which service new_sandbox() is (default: raydocs)
              SESSIONFS_SLOW    1: the long versions too
              SESSIONFS_SLACK   times are multiplied by it (a sanitized build is slow)
              SESSIONFS_KEEP    1: leave the temporary folders for a look
@@ -40,6 +41,7 @@ SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 SLACK = float(os.environ.get("SESSIONFS_SLACK") or 1)
 SLOW = os.environ.get("SESSIONFS_SLOW") == "1"
+SERVICE = os.environ.get("SESSIONFS_SERVICE") or "raydocs"
 TEST_SECONDS = 150 * SLACK  # one test; past it everything it started is killed
 TOKEN = "rd_live_test_token_0123456789abcdef"
 
@@ -209,7 +211,17 @@ def paper_bytes(sample="invoice.pdf", size=None):
 # ---- the sandbox ------------------------------------------------------------------------------------------------
 
 class Sandbox:
-    """The service, with a workspace, a template and a token that may do everything."""
+    """The service, with a workspace, a template and a token that may do everything.
+
+    What the tests of every service say of it differs in these words alone."""
+    service = "raydocs"
+    session_option = "session"
+    lacks = ()                                        # options of another service
+    upload_writes = ["sign", "put", "upload"]         # the requests by which a document comes, in order
+    uploaded = ("uploaded", "stored")                 # status and state of a document that rests
+    upload_path = "/documents/upload$"
+    refusal = 422, {"message": "The file could not be read.", "errors": {"file": ["The file could not be read."]}}
+    gives_equal_bytes_one_document = True
 
     def __init__(self, folder, *arguments):
         self.folder = folder
@@ -220,6 +232,9 @@ class Sandbox:
         self.process = None
         os.makedirs(self.state, exist_ok=True)
         self.start()
+        self.seed()
+
+    def seed(self):
         self.workspace = self.control("POST", "/workspace", {"name": "Accounts payable"})["id"]
         self.template = self.control("POST", "/template", {"name": "Supplier bills", "workspace": self.workspace})["id"]
         self.control("POST", "/token", {"token": TOKEN, "abilities": "*"})
@@ -241,12 +256,13 @@ class Sandbox:
                 found = dict(line.split("=", 1) for line in read(ports_file).decode().split("\n") if "=" in line)
             except FileNotFoundError:
                 return None
-            return found if len(found) >= 3 else None
+            return found if len(found) >= 7 else None
         urls = wait_for(ports, 10, "the sandbox names its ports")
         self.url, self.storage_url, self.control_url = urls["API_URL"], urls["STORAGE_URL"], urls["CONTROL_URL"]
+        self.rossum_url = urls["ROSSUM_URL"]
         self.ca_file = urls.get("CA_FILE")
-        port = [u.rsplit(":", 1)[1].rstrip("/") for u in (self.url, self.storage_url, self.control_url)]
-        self.ports = ["--port", port[0], "--storage-port", port[1], "--control-port", port[2]]
+        port = [re.search(r":(\d+)", u).group(1) for u in (self.url, self.storage_url, self.control_url, self.rossum_url)]
+        self.ports = ["--port", port[0], "--storage-port", port[1], "--control-port", port[2], "--rossum-port", port[3]]
 
     def kill(self):
         self.process.kill()
@@ -289,6 +305,13 @@ class Sandbox:
     def hashes(self, session):
         return sorted(d["sha256"] for d in self.documents(session))
 
+    def detach(self, session, document):
+        self.control("POST", "/detach", {"session": session, "document": document})
+
+    def count_all(self):
+        """Documents, whatever became of them."""
+        return self.control("GET", "/state?documents=no")["document_count"]
+
     def fault(self, **rule):
         return self.control("POST", "/fault", rule)
 
@@ -306,6 +329,52 @@ class Sandbox:
         return [r for r in self.requests(since) if r["method"] not in ("GET", "HEAD")]
 
 
+class RossumSandbox(Sandbox):
+    """The second service: a session is a queue, a document an annotation."""
+    service = "rossum"
+    session_option = "queue"
+    lacks = ("naming", "template")
+    upload_writes = ["rossum_upload"]
+    uploaded = ("to_review", "ready")
+    upload_path = "/uploads$"
+    refusal = 400, {"detail": "The file could not be read.", "code": "bad_request"}
+    gives_equal_bytes_one_document = False
+    HIDDEN = ("created", "split", "deleted", "purged")
+
+    def seed(self):
+        self.workspace = self.control("POST", "/rossum/workspace", {"name": "Accounts payable"})["id"]
+        self.control("POST", "/rossum/user", {"username": "ann", "password": "correct horse", "queues": "all"})
+        self.control("POST", "/rossum/token", {"token": TOKEN, "user": "ann"})
+        self.set(rossum__task_ms=20, rossum__create_ms=20, rossum__import_ms=50)
+
+    def start(self):
+        super().start()
+        self.url = self.rossum_url
+
+    def session(self, name, **fields):
+        return str(self.control("POST", "/rossum/queue", {"name": name, "workspace": self.workspace, **fields})["id"])
+
+    def document(self, session, filename, **fields):
+        return self.control("POST", "/rossum/annotation", {"queue": int(session), "filename": filename, **fields})
+
+    def annotations(self, session):
+        """With those that are not to be shown."""
+        queues = self.control("GET", "/state")["rossum"]["queues"]
+        return next(q for q in queues if q["id"] == str(session))["annotations"]
+
+    def documents(self, session):
+        return [a for a in self.annotations(session) if a["visible"] and a["status"] not in self.HIDDEN]
+
+    def detach(self, session, document):
+        self.control("POST", "/rossum/annotation", {"id": int(document), "status": "deleted"})
+
+    def count_all(self):
+        return sum(q["annotation_count"] for q in self.control("GET", "/state")["rossum"]["queues"])
+
+
+SANDBOXES = {"raydocs": Sandbox, "rossum": RossumSandbox}
+
+
 # ---- the mount --------------------------------------------------------------------------------------------------
 
 class Mount:
@@ -319,9 +388,9 @@ class Mount:
         self.token_file = os.path.join(folder, "token")
         self.process = None
         self.sessions = list(sessions)
-        self.options = {"url": sandbox.url, "service": "raydocs", "token_file": self.token_file,
+        self.options = {"url": sandbox.url, "service": sandbox.service, "token_file": self.token_file,
                         "state_dir": os.path.join(folder, "state"), "cache_dir": os.path.join(folder, "cache"),
-                        "rate": "off", "log": "info", **options}
+                        "rate": "off", "log": "info", **{k: v for k, v in options.items() if k not in sandbox.lacks}}
         os.makedirs(self.path, exist_ok=True)
         os.makedirs(os.path.join(self.config_home, "sessionfs"), exist_ok=True)
         self.write_token(TOKEN)
@@ -338,7 +407,7 @@ class Mount:
                 if value is not None:
                     f.write("%s = %s\n" % (key, value))
             for session in self.sessions:
-                f.write("session = %s\n" % session)
+                f.write("%s = %s\n" % (self.sandbox.session_option, session))
 
     def environment(self):
         return environment({"XDG_CONFIG_HOME": self.config_home, "XDG_RUNTIME_DIR": self.folder}, home=self.folder)
@@ -497,7 +566,7 @@ class MountCase(unittest.TestCase):
         return self.kept[-1]
 
     def new_sandbox(self, folder, *arguments):
-        self.kept.append(Sandbox(folder, *arguments))
+        self.kept.append(SANDBOXES[SERVICE](folder, *arguments))
         return self.kept[-1]
 
     def new_mount(self, sandbox, folder, sessions=(), **options):
@@ -531,7 +600,7 @@ class SharedMount(MountCase):
         super().setUpClass()
         try:
             folder = cls.class_folder()
-            cls.sandbox = Sandbox(folder, *cls.arguments)
+            cls.sandbox = SANDBOXES[SERVICE](folder, *cls.arguments)
             cls.kept.append(cls.sandbox)
             names = unittest.defaultTestLoader.getTestCaseNames(cls)
             cls.ids = {name: cls.sandbox.session(folder_name(name)) for name in [*names, *cls.extra_sessions]}

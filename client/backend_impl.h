@@ -61,5 +61,30 @@ void listing_builder_release(struct listing_builder **b); /* for CLEANUP */
 /* The same documents and serial, said again by the service at a later time. */
 int listing_renew(struct listing *l, int64_t asked_ms, int64_t as_of_wall_ms, struct listing **ret);
 
+/* ---- a listing on a disk --------------------------------------------------------------------------------------- */
+
+/* As bytes that a later run reads back: for whoever remembers listings. Its records of JSON stay in a file of their own,
+ * which gets a name and goes on growing with the listing's successors. 0 or -errno, as each function below. */
+typedef int listing_put(void *arg, const void *bytes, size_t len);
+typedef int listing_get_bytes(void *arg, void *bytes, size_t len);
+
+enum { LISTING_JSON_NAME_BYTES = 33 };
+
+size_t listing_packed_bytes(const struct listing *l);
+int listing_pack(const struct listing *l, listing_put *put, void *arg);
+/* Gives the file of JSON records a name in `dir`, which is of the scratch_dir's file system, unless it has one there.
+ * ret_name "": there are none. Removing that name again is the caller's affair. */
+int listing_keep_json(const struct listing *l, const char *dir, char ret_name[LISTING_JSON_NAME_BYTES]);
+
+struct listing_source {
+	size_t bytes; /* as listing_packed_bytes() was */
+	listing_get_bytes *get; /* the next ones; called until all were had */
+	void *arg;
+	const char *json_dir, *json_name; /* as at listing_keep_json(); a file that is gone costs the records alone */
+	int64_t asked_ms, as_of_wall_ms;  /* as listing_asked_ms() and ..._as_of_wall_ms() will tell */
+};
+/* -EBADMSG: damaged, or of another version. Nothing is believed that was not checked. It has a serial of its own. */
+int listing_unpack(const struct listing_source *from, struct listing **ret);
+
 /* "application/pdf" for "x.PDF"; "application/octet-stream" for the unknown. From one table in backend.c. */
 const char *mime_by_name(const char *name);

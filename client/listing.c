@@ -6,14 +6,20 @@
  * 24 letters this comes to some 130 bytes a document, the way from an id to it included.
  *
  *   listing --> records (shared by renewals) --> arena, kinds, words, by_id
- *                                            \-> json_file (shared by patches too) */
+ *                                            \-> json_file (shared by patches too)
+ *
+ * On a disk a listing is the same bytes: a head, then each of these arrays. Whoever reads it back checks all of it, so that
+ * no damage goes further than "not remembered". */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client/backend_impl.h"
@@ -24,16 +30,45 @@
 #define JSON_PENDING_BYTES 262144
 #define JSON_BYTES_MAX (16 << 20)
 
+/* ---- sums over bytes ----------------------------------------------------------------------------------------- */
+
+/* Tells damage from what we wrote; no more is asked of it than speed: a listing of 100,000 is 13 MB. */
+static uint64_t sum_bytes(uint64_t sum, const void *bytes, size_t len)
+{
+	const unsigned char *p = bytes;
+	uint64_t word;
+
+	sum ^= len;
+	for (; len >= sizeof(word); len -= sizeof(word), p += sizeof(word)) {
+		memcpy(&word, p, sizeof(word));
+		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+		sum ^= sum >> 32;
+	}
+	word = 0;
+	if (len)
+		memcpy(&word, p, len);
+	sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+	return sum ^ sum >> 29;
+}
+
 /* ---- the file of JSON records ------------------------------------------------------------------------------- */
 
-/* Each record is its length in four bytes, then its text. */
+/* What stands before each record's text. */
+struct json_head {
+	uint32_t len;
+	uint32_t sum; /* of the text: what a crash left half written is no record */
+};
+
 struct json_file {
 	atomic_int refs;
 	int fd;
 	pthread_mutex_t lock; /* guards what follows */
 	off_t end;
 	bool has_failed; /* said once in the log; nothing more is kept */
+	char name[LISTING_JSON_NAME_BYTES]; /* "": it has none yet and ends with us */
 };
+
+static struct json_file *listing_json_file(const struct listing *l);
 
 static int unlinked_file(const char *dir)
 {
@@ -54,20 +89,29 @@ static int unlinked_file(const char *dir)
 	return fd;
 }
 
-static int json_file_new(const char *dir, struct json_file **ret)
+/* Takes fd. NULL: no memory. */
+static struct json_file *json_file_of(int fd, off_t end)
 {
-	int fd = unlinked_file(dir);
-
-	if (fd < 0)
-		return fd;
 	struct json_file *f = calloc(1, sizeof(*f));
+
 	if (!f) {
-		(void)close(fd); /* empty */
-		return -ENOMEM;
+		(void)close(fd); /* nothing was written through it */
+		return NULL;
 	}
 	atomic_init(&f->refs, 1);
 	f->fd = fd;
+	f->end = end;
 	(void)pthread_mutex_init(&f->lock, NULL); /* can't fail on Linux */
+	return f;
+}
+
+static int json_file_new(const char *dir, off_t end, struct json_file **ret)
+{
+	int fd = unlinked_file(dir);
+	struct json_file *f = fd < 0 ? NULL : json_file_of(fd, end);
+
+	if (!f)
+		return fd < 0 ? fd : -ENOMEM;
 	*ret = f;
 	return 0;
 }
@@ -83,7 +127,7 @@ static void json_file_unref(struct json_file *f)
 {
 	if (!f || atomic_fetch_sub(&f->refs, 1) != 1)
 		return;
-	(void)close(f->fd); /* unlinked: nothing is left to lose */
+	(void)close(f->fd); /* of a cache: nothing is lost that can't be asked for again */
 	pthread_mutex_destroy(&f->lock);
 	free(f);
 }
@@ -127,23 +171,104 @@ static int read_exactly(int fd, void *bytes, size_t len, off_t at)
 
 static int json_file_read(struct json_file *f, off_t at, struct buf *ret)
 {
-	uint32_t len = 0;
-	int r = read_exactly(f->fd, &len, sizeof(len), at);
+	struct json_head head = { 0 };
+	int r = read_exactly(f->fd, &head, sizeof(head), at);
 
 	if (r < 0)
 		return r;
-	if (!len || len > JSON_BYTES_MAX)
+	if (!head.len || head.len > JSON_BYTES_MAX)
 		return -ENODATA;
-	CLEANUP(text_release) char *text = malloc(len);
+	CLEANUP(text_release) char *text = malloc(head.len);
 	if (!text)
 		return -ENOMEM;
-	r = read_exactly(f->fd, text, len, at + (off_t)sizeof(len));
+	r = read_exactly(f->fd, text, head.len, at + (off_t)sizeof(head));
 	if (r < 0)
 		return r;
-	if (memchr(text, 0, len))
+	if ((uint32_t)sum_bytes(0, text, head.len) != head.sum || memchr(text, 0, head.len))
 		return -ENODATA; /* half written */
-	buf_add_bytes(ret, text, len);
+	buf_add_bytes(ret, text, head.len);
 	return buf_text(ret) ? 0 : -ENOMEM;
+}
+
+/* Appends a record's head and text; b is marked as failed when there is no room. */
+static void add_json(struct buf *b, const char *text, size_t len)
+{
+	struct json_head head = { .len = (uint32_t)len, .sum = (uint32_t)sum_bytes(0, text, len) };
+
+	buf_add_bytes(b, &head, sizeof(head));
+	buf_add_bytes(b, text, len);
+}
+
+/* ---- its name ------------------------------------------------------------------------------------------------ */
+
+static int random_name(char ret[LISTING_JSON_NAME_BYTES])
+{
+	unsigned char bytes[(LISTING_JSON_NAME_BYTES - 1) / 2];
+
+	if (getrandom(bytes, sizeof(bytes), 0) != (ssize_t)sizeof(bytes))
+		return -EIO;
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		(void)snprintf(ret + 2 * i, 3, "%02x", bytes[i]);
+	return 0;
+}
+
+static int path_of(const char *dir, const char *name, char ret[PATH_MAX])
+{
+	int n = snprintf(ret, PATH_MAX, "%s/%s", dir, name);
+
+	return n < 0 || n >= PATH_MAX ? -ENAMETOOLONG : 0;
+}
+
+/* For file systems that can't give an unlinked file a name. */
+static int copy_file(int from, off_t bytes, const char *to)
+{
+	CLEANUP(fd_close) int fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	CLEANUP(text_release) char *chunk = malloc(JSON_PENDING_BYTES);
+	int r = fd < 0 ? -errno : chunk ? 0 : -ENOMEM;
+
+	for (off_t at = 0; r == 0 && at < bytes;) {
+		size_t len = bytes - at < JSON_PENDING_BYTES ? (size_t)(bytes - at) : JSON_PENDING_BYTES;
+		ssize_t n = pread(from, chunk, len, at);
+		if (n == 0)
+			break; /* what could not be written is absent in the copy as well */
+		if (n < 0 || pwrite(fd, chunk, (size_t)n, at) != n)
+			r = n < 0 ? -errno : -ENOSPC;
+		else
+			at += n;
+	}
+	if (r < 0 && fd >= 0)
+		(void)unlink(to); /* half a copy */
+	return r;
+}
+
+int listing_keep_json(const struct listing *l, const char *dir, char ret_name[LISTING_JSON_NAME_BYTES])
+{
+	struct json_file *f = listing_json_file(l);
+	char name[LISTING_JSON_NAME_BYTES] = "", path[PATH_MAX], own[64];
+	struct stat st;
+
+	if (!f) {
+		ret_name[0] = '\0';
+		return 0;
+	}
+	SCOPED_LOCK(&f->lock);
+	if (f->name[0] && fstat(f->fd, &st) == 0 && st.st_nlink > 0) {
+		memcpy(ret_name, f->name, sizeof(f->name));
+		return 0;
+	}
+	int r = random_name(name);
+	if (r == 0)
+		r = path_of(dir, name, path);
+	if (r < 0)
+		return r;
+	(void)snprintf(own, sizeof(own), "/proc/self/fd/%d", f->fd);
+	if (linkat(AT_FDCWD, own, AT_FDCWD, path, AT_SYMLINK_FOLLOW) == 0)
+		memcpy(f->name, name, sizeof(name));
+	else
+		r = copy_file(f->fd, f->end, path); /* and anew each time: the copy does not grow with the file */
+	if (r == 0)
+		memcpy(ret_name, name, sizeof(name));
+	return r;
 }
 
 /* ---- a set of numbers found by what they stand for ---------------------------------------------------------- */
@@ -814,6 +939,11 @@ int listing_read_json(const struct listing *l, int i, struct buf *ret)
 	return json_file_read(l->records->json, json_at, ret);
 }
 
+static struct json_file *listing_json_file(const struct listing *l)
+{
+	return l->records->json;
+}
+
 int listing_renew(struct listing *l, int64_t asked_ms, int64_t as_of_wall_ms, struct listing **ret)
 {
 	struct listing *renewed = listing_new(l->records, l->serial, asked_ms, as_of_wall_ms);
@@ -829,13 +959,11 @@ int listing_renew(struct listing *l, int64_t asked_ms, int64_t as_of_wall_ms, st
 static int64_t keep_json(struct json_file *f, const char *json)
 {
 	size_t text_bytes = strlen(json);
-	CLEANUP(buf_release) struct buf record = BUF(JSON_BYTES_MAX + sizeof(uint32_t));
+	CLEANUP(buf_release) struct buf record = BUF(JSON_BYTES_MAX + sizeof(struct json_head));
 
 	if (!text_bytes || text_bytes > JSON_BYTES_MAX)
 		return -1;
-	uint32_t len = (uint32_t)text_bytes;
-	buf_add_bytes(&record, &len, sizeof(len));
-	buf_add_bytes(&record, json, len);
+	add_json(&record, json, text_bytes);
 	if (!buf_text(&record))
 		return -1; /* the document is worth more than its record */
 	return json_file_append(f, record.data, record.len);
@@ -908,7 +1036,7 @@ struct listing_builder *listing_builder_new(const char *scratch_dir)
 
 	if (!b)
 		return NULL;
-	b->pending = BUF(JSON_PENDING_BYTES + JSON_BYTES_MAX + sizeof(uint32_t));
+	b->pending = BUF(JSON_PENDING_BYTES + JSON_BYTES_MAX + sizeof(struct json_head));
 	b->records = records_new();
 	if (scratch_dir)
 		b->scratch_dir = strdup(scratch_dir);
@@ -938,17 +1066,15 @@ static int64_t builder_keep_json(struct listing_builder *b, const char *json)
 	if (!text_bytes || text_bytes > JSON_BYTES_MAX || !b->scratch_dir)
 		return -1;
 	if (!b->records->json) {
-		int r = json_file_new(b->scratch_dir, &b->records->json);
+		int r = json_file_new(b->scratch_dir, 0, &b->records->json);
 		if (r < 0) {
 			log_warning("listing: records can't be kept in %s: %s", b->scratch_dir, strerror(-r));
 			text_release(&b->scratch_dir);
 			return -1;
 		}
 	}
-	uint32_t len = (uint32_t)text_bytes;
 	size_t before = b->pending.len;
-	buf_add_bytes(&b->pending, &len, sizeof(len));
-	buf_add_bytes(&b->pending, json, len);
+	add_json(&b->pending, json, text_bytes);
 	if (!buf_text(&b->pending)) { /* no memory: what was whole before stays */
 		b->pending.failed = false;
 		b->pending.len = before;
@@ -1005,4 +1131,302 @@ void listing_builder_release(struct listing_builder **b)
 {
 	listing_builder_free(*b);
 	*b = NULL;
+}
+
+/* ---- on a disk ---------------------------------------------------------------------------------------------- */
+
+/* Of the head, the records, the words' order or the hash of a text: another one is not read. */
+#define PACKED_VERSION 1
+#define PACKED_MAGIC UINT64_C(0x31676e6974736c73) /* "slsting1", and tells a machine of another byte order */
+#define PACKED_PROBE "0f1e2d3c"                    /* any text: its hash tells whether by_id is still of use */
+
+struct packed_head {
+	uint64_t magic;
+	uint32_t version, count;
+	uint64_t probe_hash;
+	uint64_t arena_bytes, words_bytes, dead_bytes;
+	int64_t json_end; /* -1: no records of JSON */
+	uint32_t kind_count;
+	uint32_t id_room, id_used, word_room, word_used, kind_room, kind_used;
+	uint32_t reserved;
+	uint64_t sum; /* of the head, with 0 here, and all that follows */
+};
+
+struct section {
+	void *bytes;
+	size_t len;
+};
+
+enum { SECTION_COUNT = 7, SLOT_BYTES = sizeof(uint32_t) + sizeof(uint8_t) };
+
+static void sections_of(const struct records *rs, struct section ret[SECTION_COUNT])
+{
+	const struct section list[SECTION_COUNT] = {
+		{ rs->arena.data, rs->arena.len },
+		{ rs->words.data, rs->words.len },
+		{ rs->at, rs->count * sizeof(*rs->at) },
+		{ rs->kinds, rs->kind_count * sizeof(*rs->kinds) },
+		{ rs->by_id.at, (size_t)rs->by_id.room * SLOT_BYTES },
+		{ rs->by_word.at, (size_t)rs->by_word.room * SLOT_BYTES },
+		{ rs->by_kind.at, (size_t)rs->by_kind.room * SLOT_BYTES },
+	};
+
+	memcpy(ret, list, sizeof(list));
+}
+
+static uint64_t sum_packed(struct packed_head head, const struct section sections[SECTION_COUNT])
+{
+	head.sum = 0;
+	uint64_t sum = sum_bytes(PACKED_MAGIC, &head, sizeof(head));
+
+	for (int i = 0; i < SECTION_COUNT; i++)
+		sum = sum_bytes(sum, sections[i].bytes, sections[i].len);
+	return sum;
+}
+
+size_t listing_packed_bytes(const struct listing *l)
+{
+	struct section sections[SECTION_COUNT];
+	size_t bytes = sizeof(struct packed_head);
+
+	sections_of(l->records, sections);
+	for (int i = 0; i < SECTION_COUNT; i++)
+		bytes += sections[i].len;
+	return bytes;
+}
+
+int listing_pack(const struct listing *l, listing_put *put, void *arg)
+{
+	const struct records *rs = l->records;
+	struct section sections[SECTION_COUNT];
+	struct packed_head head = {
+		.magic = PACKED_MAGIC,
+		.version = PACKED_VERSION,
+		.count = rs->count,
+		.probe_hash = index_hash_text(PACKED_PROBE),
+		.arena_bytes = rs->arena.len,
+		.words_bytes = rs->words.len,
+		.dead_bytes = rs->dead_bytes,
+		.json_end = -1,
+		.kind_count = rs->kind_count,
+		.id_room = rs->by_id.room,
+		.id_used = rs->by_id.used,
+		.word_room = rs->by_word.room,
+		.word_used = rs->by_word.used,
+		.kind_room = rs->by_kind.room,
+		.kind_used = rs->by_kind.used,
+	};
+
+	if (rs->json) {
+		SCOPED_LOCK(&rs->json->lock);
+		head.json_end = rs->json->end;
+	}
+	sections_of(rs, sections);
+	head.sum = sum_packed(head, sections);
+	int r = put(arg, &head, sizeof(head));
+	for (int i = 0; r == 0 && i < SECTION_COUNT; i++)
+		r = sections[i].len ? put(arg, sections[i].bytes, sections[i].len) : 0;
+	return r;
+}
+
+static bool slots_are_sound(const struct slots *s, uint32_t bound)
+{
+	uint32_t used = 0;
+
+	for (uint32_t i = 0; i < s->room; i++) {
+		if (s->tags[i] && s->at[i] >= bound)
+			return false;
+		used += s->tags[i] != 0;
+	}
+	return used == s->used && (!s->room || used < s->room); /* a free one ends each search */
+}
+
+/* What unpack_number() may be let loose on. */
+static bool skip_number(const unsigned char **p, const unsigned char *end)
+{
+	for (int i = 0; i < 10 && *p < end; i++) {
+		if (!(*(*p)++ & 0x80))
+			return true;
+	}
+	return false;
+}
+
+static bool skip_text(const unsigned char **p, const unsigned char *end)
+{
+	const unsigned char *zero = *p < end ? memchr(*p, 0, (size_t)(end - *p)) : NULL;
+
+	*p = zero ? zero + 1 : end;
+	return zero != NULL;
+}
+
+/* Can record i be unpacked, without a step beyond the arena? */
+static bool record_is_sound(const struct records *rs, uint32_t i)
+{
+	const unsigned char *begin = (const unsigned char *)rs->arena.data, *end = begin + rs->arena.len;
+	const unsigned char *p = begin + rs->at[i];
+	unsigned numbers = 0, texts = 2;
+
+	if (rs->at[i] >= rs->arena.len || !skip_number(&p, end))
+		return false;
+	p = begin + rs->at[i];
+	uint64_t flags = unpack_number(&p);
+	const unsigned char *kind_at = p;
+	if (flags >> EXTRA_SHIFT > EXTRA_MAX || !skip_number(&p, end) || unpack_number(&kind_at) >= rs->kind_count)
+		return false;
+	for (unsigned flag = HAS_SIZE; flag <= HAS_JSON; flag <<= 1)
+		numbers += (flags & flag) != 0;
+	while (numbers-- > 0) {
+		if (!skip_number(&p, end))
+			return false;
+	}
+	if (flags & HAS_SHA256) {
+		if (end - p < 32)
+			return false;
+		p += 32;
+	}
+	if (p >= end || !*p) /* an id has letters */
+		return false;
+	texts += (flags & HAS_SOURCE_URL) != 0;
+	texts += (flags & HAS_ERROR) != 0;
+	texts += 2 * (unsigned)(flags >> EXTRA_SHIFT);
+	while (texts-- > 0) {
+		if (!skip_text(&p, end))
+			return false;
+	}
+	return true;
+}
+
+static bool kind_is_sound(const struct records *rs, const struct kind *k)
+{
+	for (int i = 0; i < WORD_COUNT; i++) {
+		if (k->words[i] && k->words[i] >= rs->words.len)
+			return false;
+	}
+	return k->state <= STATE_FAILED;
+}
+
+static bool records_are_sound(const struct records *rs)
+{
+	if (rs->words.len && rs->words.data[rs->words.len - 1] != '\0')
+		return false;
+	for (uint32_t i = 0; i < rs->kind_count; i++) {
+		if (!kind_is_sound(rs, &rs->kinds[i]))
+			return false;
+	}
+	for (uint32_t i = 0; i < rs->count; i++) {
+		if (!record_is_sound(rs, i))
+			return false;
+	}
+	return slots_are_sound(&rs->by_id, rs->count) && slots_are_sound(&rs->by_word, (uint32_t)rs->words.len) &&
+	       slots_are_sound(&rs->by_kind, rs->kind_count);
+}
+
+static bool head_is_ours(const struct packed_head *h, size_t bytes)
+{
+	/* Each is bounded before they are added up. */
+	if (h->magic != PACKED_MAGIC || h->version != PACKED_VERSION ||
+	    h->probe_hash != index_hash_text(PACKED_PROBE) || h->count > INT_MAX || h->arena_bytes >= UINT32_MAX - 1 ||
+	    h->words_bytes >= UINT32_MAX - 1 || h->json_end < -1 || h->dead_bytes > h->arena_bytes)
+		return false;
+	return sizeof(*h) + h->arena_bytes + h->words_bytes + (uint64_t)h->count * sizeof(uint32_t) +
+		       (uint64_t)h->kind_count * sizeof(struct kind) +
+		       ((uint64_t)h->id_room + h->word_room + h->kind_room) * SLOT_BYTES ==
+	       bytes;
+}
+
+static int room_for_buf(struct buf *b, uint64_t len)
+{
+	if (!len)
+		return 0;
+	b->data = malloc((size_t)len + 1);
+	if (!b->data)
+		return -ENOMEM;
+	b->room = (size_t)len + 1;
+	b->len = (size_t)len;
+	b->data[len] = '\0';
+	return 0;
+}
+
+static int room_for_slots(struct slots *s, uint32_t room, uint32_t used)
+{
+	int r = room ? slots_new(room, s) : 0;
+
+	s->used = used;
+	return r;
+}
+
+static int room_for_records(struct records *rs, const struct packed_head *h)
+{
+	int r = room_for_buf(&rs->arena, h->arena_bytes);
+
+	if (r == 0)
+		r = room_for_buf(&rs->words, h->words_bytes);
+	if (r == 0)
+		r = room_for_slots(&rs->by_id, h->id_room, h->id_used);
+	if (r == 0)
+		r = room_for_slots(&rs->by_word, h->word_room, h->word_used);
+	if (r == 0)
+		r = room_for_slots(&rs->by_kind, h->kind_room, h->kind_used);
+	rs->at = h->count ? malloc(h->count * sizeof(*rs->at)) : NULL;
+	rs->kinds = h->kind_count ? malloc(h->kind_count * sizeof(*rs->kinds)) : NULL;
+	if (r < 0 || (h->count && !rs->at) || (h->kind_count && !rs->kinds))
+		return -ENOMEM;
+	rs->count = rs->room = h->count;
+	rs->kind_count = rs->kind_room = h->kind_count;
+	rs->dead_bytes = (size_t)h->dead_bytes;
+	return 0;
+}
+
+/* The records of JSON that go with it. Those of a file that is lost are absent, and what is added goes behind them. */
+static int open_json(const char *dir, const char *name, off_t end, struct json_file **ret)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	int fd = name[0] && path_of(dir, name, path) == 0 ? open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW) : -1;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+		fd_close(&fd);
+		return json_file_new(dir, end, ret);
+	}
+	struct json_file *f = json_file_of(fd, st.st_size > end ? st.st_size : end);
+	if (!f)
+		return -ENOMEM;
+	(void)snprintf(f->name, sizeof(f->name), "%s", name);
+	*ret = f;
+	return 0;
+}
+
+int listing_unpack(const struct listing_source *from, struct listing **ret)
+{
+	CLEANUP(records_release) struct records *rs = NULL;
+	struct packed_head head;
+	struct section sections[SECTION_COUNT];
+
+	if (from->bytes < sizeof(head))
+		return -EBADMSG;
+	int r = from->get(from->arg, &head, sizeof(head));
+	if (r < 0)
+		return r;
+	if (!head_is_ours(&head, from->bytes))
+		return -EBADMSG;
+	rs = records_new();
+	if (!rs || room_for_records(rs, &head) < 0)
+		return -ENOMEM;
+	sections_of(rs, sections);
+	for (int i = 0; r == 0 && i < SECTION_COUNT; i++)
+		r = sections[i].len ? from->get(from->arg, sections[i].bytes, sections[i].len) : 0;
+	if (r < 0)
+		return r;
+	if (sum_packed(head, sections) != head.sum || !records_are_sound(rs))
+		return -EBADMSG;
+	if (head.json_end >= 0)
+		r = open_json(from->json_dir, from->json_name, (off_t)head.json_end, &rs->json);
+	if (r < 0)
+		return r;
+	struct listing *l = listing_new(rs, serial_next(), from->asked_ms, from->as_of_wall_ms);
+	if (!l)
+		return -ENOMEM;
+	(void)records_take(&rs); /* the listing's now */
+	*ret = l;
+	return 0;
 }

@@ -15,6 +15,7 @@
 
 #include "client/backend_impl.h"
 #include "client/base/cleanup.h"
+#include "client/base/clock.h"
 
 #define HASH "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
@@ -410,6 +411,275 @@ static void a_thousand_patches_hold_one_file(void **state)
 	assert_int_equal(open_files(), before - 1);
 }
 
+/* ---- on a disk ---------------------------------------------------------------------------------------------- */
+
+static const char *json_dir(void)
+{
+	static char dir[] = "/tmp/sessionfs-test-listing-XXXXXX";
+	static bool is_made;
+
+	if (!is_made)
+		assert_non_null(mkdtemp(dir));
+	is_made = true;
+	return dir;
+}
+
+static int remove_json_dir(void **state)
+{
+	DIR *d = opendir(json_dir());
+
+	(void)state;
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));)
+		(void)unlinkat(dirfd(d), e->d_name, 0); /* but for "." and ".." */
+	(void)closedir(d);
+	return rmdir(json_dir());
+}
+
+static int put_bytes(void *arg, const void *bytes, size_t len)
+{
+	buf_add_bytes(arg, bytes, len);
+	return 0;
+}
+
+static struct buf packed(const struct listing *l)
+{
+	struct buf b = BUF(64 << 20);
+
+	assert_int_equal(listing_pack(l, put_bytes, &b), 0);
+	assert_int_equal(b.len, listing_packed_bytes(l));
+	return b;
+}
+
+struct bytes {
+	const char *at;
+	size_t left;
+};
+
+static int get_bytes(void *arg, void *to, size_t len)
+{
+	struct bytes *b = arg;
+
+	if (len > b->left)
+		return -ENODATA;
+	memcpy(to, b->at, len);
+	b->at += len;
+	b->left -= len;
+	return 0;
+}
+
+static int unpack_as(const struct buf *from, size_t bytes, const char *json_name, struct listing **ret)
+{
+	struct bytes b = { from->data, from->len };
+	const struct listing_source source = { .bytes = bytes, .get = get_bytes, .arg = &b, .json_dir = json_dir(),
+					       .json_name = json_name, .asked_ms = 77, .as_of_wall_ms = 88 };
+
+	return listing_unpack(&source, ret);
+}
+
+static struct listing *unpack(const struct buf *from, const char *json_name)
+{
+	struct listing *l = NULL;
+
+	assert_int_equal(unpack_as(from, from->len, json_name, &l), 0);
+	return l;
+}
+
+static void a_listing_comes_back_from_its_bytes(void **state)
+{
+	CLEANUP(listing_release) struct listing *first = listing_of("a b c d", "s", json_dir());
+	CLEANUP(listing_release) struct listing *with = listing_of("b e", "new", json_dir());
+	CLEANUP(listing_release) struct listing *l = NULL, *patched = NULL;
+	const char *without[] = { "d" };
+	char name[LISTING_JSON_NAME_BYTES];
+	struct document d;
+
+	(void)state;
+	assert_int_equal(listing_patch(first, without, 1, with, &l), 0);
+	assert_int_equal(listing_keep_json(l, json_dir(), name), 0);
+	CLEANUP(buf_release) struct buf b = packed(l);
+	uint64_t serial = listing_serial(l);
+	listing_release(&l);
+	listing_release(&first);
+	l = unpack(&b, name);
+	assert_ids(l, "a b c e");
+	assert_json(l, "a", "{\"id\":\"a\",\"status\":\"s\"}");
+	assert_json(l, "b", "{\"id\":\"b\",\"status\":\"new\"}");
+	assert_true(listing_asked_ms(l) == 77 && listing_as_of_wall_ms(l) == 88 && listing_serial(l) != serial);
+	listing_get(l, 1, &d);
+	assert_string_equal(d.status, "new");
+	assert_int_equal(d.state, STATE_READY);
+	/* And it is one like any other. */
+	CLEANUP(listing_release) struct listing *more = listing_of("f", "s", json_dir());
+	assert_int_equal(listing_patch(l, NULL, 0, more, &patched), 0);
+	assert_ids(patched, "a b c e f");
+	assert_json(patched, "f", "{\"id\":\"f\",\"status\":\"s\"}");
+	assert_json(patched, "c", "{\"id\":\"c\",\"status\":\"s\"}");
+}
+
+static void an_empty_listing_comes_back_too(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("", "s", NULL);
+	CLEANUP(buf_release) struct buf b = packed(l);
+	CLEANUP(listing_release) struct listing *again = unpack(&b, "");
+	char name[LISTING_JSON_NAME_BYTES] = "x";
+
+	(void)state;
+	assert_ids(again, "");
+	assert_int_equal(listing_find(again, "a"), -1);
+	assert_int_equal(listing_keep_json(again, json_dir(), name), 0);
+	assert_string_equal(name, "");
+}
+
+static void a_file_of_records_keeps_its_name_and_gets_another_when_that_was_removed(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("a", "s", json_dir());
+	char first[LISTING_JSON_NAME_BYTES], second[LISTING_JSON_NAME_BYTES], path[200];
+
+	(void)state;
+	assert_int_equal(listing_keep_json(l, json_dir(), first), 0);
+	assert_int_equal(listing_keep_json(l, json_dir(), second), 0);
+	assert_string_equal(first, second);
+	(void)snprintf(path, sizeof(path), "%s/%s", json_dir(), first);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(listing_keep_json(l, json_dir(), second), 0);
+	assert_string_not_equal(first, second);
+	CLEANUP(buf_release) struct buf b = packed(l);
+	CLEANUP(listing_release) struct listing *again = unpack(&b, second);
+	assert_json(again, "a", "{\"id\":\"a\",\"status\":\"s\"}");
+}
+
+static void without_its_file_a_listing_has_lost_its_records_alone(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("a b", "s", json_dir());
+	CLEANUP(listing_release) struct listing *with = listing_of("b", "new", json_dir());
+	CLEANUP(buf_release) struct buf b = packed(l), json = BUF(1000);
+	CLEANUP(listing_release) struct listing *again = unpack(&b, "00000000000000000000000000000000");
+	CLEANUP(listing_release) struct listing *patched = NULL;
+
+	(void)state;
+	assert_ids(again, "a b");
+	assert_int_equal(listing_read_json(again, 0, &json), -ENODATA);
+	/* What comes later stands where no lost one is taken for it. */
+	assert_int_equal(listing_patch(again, NULL, 0, with, &patched), 0);
+	assert_int_equal(listing_read_json(patched, 0, &json), -ENODATA);
+	assert_json(patched, "b", "{\"id\":\"b\",\"status\":\"new\"}");
+}
+
+static void damaged_bytes_are_told_and_not_believed(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("a b c", "s", json_dir());
+	CLEANUP(buf_release) struct buf b = packed(l);
+	struct listing *ret = NULL;
+
+	(void)state;
+	for (size_t i = 0; i < b.len; i++) {
+		for (int bit = 0; bit < 8; bit++) {
+			b.data[i] = (char)(b.data[i] ^ 1 << bit);
+			assert_int_equal(unpack_as(&b, b.len, "", &ret), -EBADMSG);
+			b.data[i] = (char)(b.data[i] ^ 1 << bit);
+		}
+	}
+	for (size_t bytes = 0; bytes < b.len; bytes++)
+		assert_int_equal(unpack_as(&b, bytes, "", &ret), -EBADMSG);
+	assert_int_equal(unpack_as(&b, b.len + 1, "", &ret), -EBADMSG);
+	b.len--; /* the bytes end early */
+	assert_int_equal(unpack_as(&b, b.len + 1, "", &ret), -ENODATA);
+	b.len++;
+	CLEANUP(listing_release) struct listing *again = unpack(&b, "");
+	assert_ids(again, "a b c");
+}
+
+/* The sum as client/listing.c writes it, so that damage can get past it. */
+static uint64_t sum_bytes(uint64_t sum, const char *p, size_t len)
+{
+	uint64_t word;
+
+	sum ^= len;
+	for (; len >= 8; len -= 8, p += 8) {
+		memcpy(&word, p, 8);
+		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+		sum ^= sum >> 32;
+	}
+	word = 0;
+	memcpy(&word, p, len);
+	sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+	return sum ^ sum >> 29;
+}
+
+struct head {
+	uint64_t magic;
+	uint32_t version, count;
+	uint64_t probe_hash, arena_bytes, words_bytes, dead_bytes;
+	int64_t json_end;
+	uint32_t kind_count, id_room, id_used, word_room, word_used, kind_room, kind_used, reserved;
+	uint64_t sum;
+};
+
+static void mend_sum(struct buf *b)
+{
+	struct head h;
+	size_t at = sizeof(h);
+
+	memcpy(&h, b->data, sizeof(h));
+	const size_t lens[] = { h.arena_bytes, h.words_bytes, h.count * 4UL, h.kind_count * 32UL,
+				h.id_room * 5UL, h.word_room * 5UL, h.kind_room * 5UL };
+	h.sum = 0;
+	uint64_t sum = sum_bytes(h.magic, (const char *)&h, sizeof(h));
+	for (int i = 0; i < 7; i++) {
+		if (lens[i] > b->len - at)
+			return; /* it will be told by that alone */
+		sum = sum_bytes(sum, b->data + at, lens[i]);
+		at += lens[i];
+	}
+	h.sum = sum;
+	memcpy(b->data, &h, sizeof(h));
+}
+
+static int read_everything(struct listing *l)
+{
+	CLEANUP(listing_release) struct listing *with = listing_of("a zz", "s", NULL);
+	CLEANUP(listing_release) struct listing *patched = NULL;
+	int letters = 0;
+
+	for (int i = 0; i < listing_count(l); i++) {
+		CLEANUP(buf_release) struct buf json = BUF(1000);
+		struct document d;
+		listing_get(l, i, &d);
+		letters += (int)(strlen(d.id) + strlen(d.filename) + (d.status ? strlen(d.status) : 0) +
+				 (d.mime ? strlen(d.mime) : 0) + strlen(document_state_word(d.state)));
+		letters += listing_find(l, d.id) + listing_read_json(l, i, &json);
+	}
+	(void)listing_patch(l, (const char *[]){ "b" }, 1, with, &patched);
+	return letters;
+}
+
+static void damage_with_a_sum_that_fits_does_no_harm_either(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("a b c d e f", "some", json_dir());
+	CLEANUP(buf_release) struct buf b = packed(l);
+	CLEANUP(text_release) char *good = malloc(b.len);
+	unsigned seed = 20261122;
+	int believed = 0, told = 0;
+
+	(void)state;
+	mend_sum(&b); /* changes nothing: the test's sum is the listing's */
+	memcpy(good, b.data, b.len);
+	for (int i = 0; i < 20000; i++) {
+		CLEANUP(listing_release) struct listing *again = NULL;
+		memcpy(b.data, good, b.len);
+		for (int n = rand_r(&seed) % 3; n >= 0; n--)
+			b.data[(size_t)rand_r(&seed) % b.len] = (char)(rand_r(&seed) % 4 ? rand_r(&seed) : 0);
+		mend_sum(&b);
+		int r = unpack_as(&b, b.len, "", &again);
+		assert_true(r == 0 || r == -EBADMSG);
+		if (r == 0)
+			(void)read_everything(again);
+		*(r == 0 ? &believed : &told) += 1;
+	}
+	assert_true(believed > 1000 && told > 1000);
+}
+
 /* mallinfo2() knows nothing under a sanitizer, and an allocation is not what it is. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define IS_SANITIZED 1
@@ -457,6 +727,11 @@ static void a_document_takes_at_most_140_bytes_in_memory(void **state)
 	size_t used = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd;
 	print_message("%.1f bytes a document\n", (double)used / COUNT);
 	assert_true(used / COUNT <= 140);
+	CLEANUP(buf_release) struct buf bytes = packed(l);
+	int64_t begun_ns = clock_wall_ns();
+	CLEANUP(listing_release) struct listing *again = unpack(&bytes, "");
+	print_message("     100,000 documents: read back in %.1f ms\n", (double)(clock_wall_ns() - begun_ns) / 1e6);
+	assert_int_equal(listing_count(again), COUNT);
 #endif
 }
 
@@ -510,9 +785,15 @@ int main(void)
 		cmocka_unit_test(json_not_kept_is_no_data),
 		cmocka_unit_test(large_json_passes_the_writers_buffer),
 		cmocka_unit_test(a_thousand_patches_hold_one_file),
+		cmocka_unit_test(a_listing_comes_back_from_its_bytes),
+		cmocka_unit_test(an_empty_listing_comes_back_too),
+		cmocka_unit_test(a_file_of_records_keeps_its_name_and_gets_another_when_that_was_removed),
+		cmocka_unit_test(without_its_file_a_listing_has_lost_its_records_alone),
+		cmocka_unit_test(damaged_bytes_are_told_and_not_believed),
+		cmocka_unit_test(damage_with_a_sum_that_fits_does_no_harm_either),
 		cmocka_unit_test(a_document_takes_at_most_140_bytes_in_memory),
 		cmocka_unit_test(threads_may_read_and_patch_one_listing),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, NULL, remove_json_dir);
 }

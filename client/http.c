@@ -905,6 +905,8 @@ static struct http_verdict judge_storage(const struct http_attempt *a)
 
 static struct http_verdict judge_api(const struct http_attempt *a)
 {
+	/* A 429 may come from a proxy, after the fact; what is refused then may be refused for being the second. */
+	bool may_be_second = a->was_put_off && !a->is_get;
 	struct http_verdict v;
 
 	switch (a->status) {
@@ -921,7 +923,7 @@ static struct http_verdict judge_api(const struct http_attempt *a)
 	case 408:
 		return give_up(-ETIMEDOUT, FAULT_AWAY, false);
 	case 409:
-		return give_up(-EBUSY, FAULT_CONFLICT, false);
+		return give_up(-EBUSY, FAULT_CONFLICT, may_be_second);
 	case 413:
 		return give_up(-EFBIG, FAULT_TOO_LARGE, false);
 	case 425:
@@ -934,7 +936,7 @@ static struct http_verdict judge_api(const struct http_attempt *a)
 	if (a->status >= 500)
 		return give_up(-EIO, FAULT_AWAY, !a->is_get);
 	if (a->status >= 400)
-		return give_up(-EINVAL, FAULT_INVALID, false);
+		return give_up(-EINVAL, FAULT_INVALID, may_be_second);
 	return give_up(-EPROTO, FAULT_AWAY, false); /* a redirect, most likely to a page for people */
 }
 
@@ -1138,6 +1140,7 @@ static int send_once(struct exchange *x, const struct secret *token)
 		return not_sent(x, FAULT_NONE, r, "out of memory");
 	x->attempt.time_left_ms = time_left(x);
 	x->verdict = http_judge(&x->attempt);
+	x->attempt.was_put_off = x->attempt.was_put_off || x->attempt.status == 429;
 	if (x->verdict.next == HTTP_WAIT_FOR_PLACE && (!x->http->limit || x->q->is_apart))
 		x->verdict.next = HTTP_GIVE_UP; /* there is no line to wait in */
 	return 0;

@@ -122,6 +122,7 @@ struct http_attempt {
 	bool time_is_up;        /* the deadline, or no byte for too long */
 	int attempts;           /* this one included */
 	bool token_was_renewed; /* since the first attempt */
+	bool was_put_off;       /* an earlier attempt was answered 429 */
 	int64_t time_left_ms;   /* until the deadline; INT64_MAX none */
 	int64_t retry_after_ms; /* -1: not said */
 };

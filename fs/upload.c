@@ -153,6 +153,9 @@ struct job {
 	bool is_retry;    /* the next step may have been tried before */
 	bool is_conflict; /* the service says it is there already */
 	bool signs_again; /* not there: nothing will come of this ticket */
+	bool fails_then;  /* not there: it was refused for good */
+	bool was_put_off; /* the last step was tried, answered "not now", and not looked up since: what answers so may
+			     stand behind the service */
 	int vain_looks;   /* that found nothing, though something was sent */
 	bool restarts;    /* renamed to another type while a worker has it */
 	bool cancel_asked, keeps_row;
@@ -355,11 +358,11 @@ static bool job_is_foreign(const struct uploads *u, const struct job *j)
 	return strcmp(j->item.account, u->config.account) != 0;
 }
 
-/* A signed link lives for minutes, what was sent by it for as long as the service says. */
-static bool ticket_is_old(const struct uploads *u, const struct queue_item *item)
+/* A signed link lives for minutes, what was sent by it for as long as the service says. Was it old so long ago? */
+static bool ticket_was_old(const struct uploads *u, const struct queue_item *item, int64_t ago_ms)
 {
 	int64_t life = item->step == UPLOAD_SIGNED && !u->caps->store_has_effect ? LINK_LIFETIME_MS : DAY_MS;
-	int64_t age = clock_wall_ms() - item->ticket_wall_ms;
+	int64_t age = clock_wall_ms() - ago_ms - item->ticket_wall_ms;
 
 	if (u->caps->key_lifetime_ms > 0 && u->caps->key_lifetime_ms < life)
 		life = u->caps->key_lifetime_ms;
@@ -370,6 +373,19 @@ static bool ticket_is_old(const struct uploads *u, const struct queue_item *item
 static bool may_have_happened(const struct uploads *u, const struct job *j)
 {
 	return j->is_sent || j->is_unsure || (u->caps->store_has_effect && j->item.step == UPLOAD_STORED);
+}
+
+/* May a ticket that is refused have made its document before that? */
+static bool may_be_used_up(const struct uploads *u, const struct job *j)
+{
+	return j->was_put_off || (u->caps->store_has_effect && j->item.step == UPLOAD_STORED);
+}
+
+/* The next thing is a look, after a crash too. */
+static void item_unsure(struct job *j)
+{
+	j->is_unsure = j->item.may_have_happened = true;
+	j->version++;
 }
 
 /* The last step fails each time and uses the key up: all is sent again and again, which is no progress. */
@@ -384,6 +400,7 @@ static void item_back_to_spooled(struct job *j)
 	free(j->item.ticket);
 	j->item.ticket = NULL;
 	j->item.attempts = 0;
+	j->was_put_off = false;
 	j->version++;
 }
 
@@ -403,12 +420,14 @@ static enum action job_action(const struct uploads *u, const struct job *j)
 static void ticket_check(const struct uploads *u, struct job *j)
 {
 	if (j->is_unsure || (j->item.step != UPLOAD_SIGNED && j->item.step != UPLOAD_STORED) ||
-	    !ticket_is_old(u, &j->item))
+	    !ticket_was_old(u, &j->item, 0))
 		return;
-	if (u->caps->store_has_effect && j->item.step == UPLOAD_STORED)
-		j->is_unsure = j->signs_again = true; /* it made the document already, perhaps */
-	else
+	if (may_be_used_up(u, j)) {
+		item_unsure(j); /* it made the document already, perhaps */
+		j->signs_again = true;
+	} else {
 		item_back_to_spooled(j);
+	}
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------------- */
@@ -1078,7 +1097,10 @@ static void shortcut_forget(struct uploads *u, struct job *j, bool is_wrong)
 	j->item.known_id = NULL;
 	free(j->item.known_session_id);
 	j->item.known_session_id = NULL;
-	j->item.may_have_happened = false;
+	/* To be the second of its kind may be why it was refused. */
+	j->is_unsure = j->is_unsure || j->was_put_off;
+	j->was_put_off = false;
+	j->item.may_have_happened = j->is_unsure;
 	j->item.attempts = 0;
 	j->version++;
 	if (is_wrong && known_id) {
@@ -1096,12 +1118,14 @@ static void shortcut_forget(struct uploads *u, struct job *j, bool is_wrong)
 static struct move job_judge(const struct uploads *u, const struct job *j, enum trial trial, const struct fault *f,
 			     int error)
 {
+	int tries = j->item.attempts > j->vain_looks ? j->item.attempts : j->vain_looks;
 	struct upload_circumstances at = {
 		.step = j->item.step,
 		.by_known_id = trial == TRIAL_SHORTCUT,
 		.key_renewed = j->item.key_renewed,
-		.ticket_is_old = j->item.ticket && ticket_is_old(u, &j->item),
-		.attempts = j->item.attempts + 1,
+		/* When it was used: one that ended while its bytes were on their way was fresh. */
+		.ticket_is_old = j->item.ticket && ticket_was_old(u, &j->item, clock_now_ms() - j->call_began_ms),
+		.attempts = tries + 1,
 		.age_ms = clock_wall_ms() - j->item.queued_wall_ms,
 		.others_went_through = j->first_failure_ms && u->last_done_ms > j->first_failure_ms,
 		.error = error,
@@ -1143,10 +1167,12 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		job_ready(u, j);
 		break;
 	case MOVE_SIGN_AGAIN:
-		/* A key that is refused when it is tried again may be what an earlier try used up, whatever was answered to that. */
-		if ((u->caps->store_has_effect && j->item.step == UPLOAD_STORED) ||
-		    (trial == TRIAL_ATTACH && j->item.attempts > 0 && j->vain_looks == 0)) {
-			j->is_unsure = j->signs_again = true;
+		/* A key that is refused when it is tried again may be what an earlier try used up, whatever was
+		 * answered to that. This ends: the look that follows does not forget that the key was renewed, so the
+		 * next refusal is final, after one look more. */
+		if (j->is_unsure || may_be_used_up(u, j)) {
+			item_unsure(j);
+			j->signs_again = true;
 		} else {
 			item_back_to_spooled(j);
 			j->item.may_have_happened = false;
@@ -1163,11 +1189,18 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		shortcut_forget(u, j, m.error != -EXDEV);
 		break;
 	case MOVE_LOOK:
-		j->is_unsure = j->is_conflict = j->item.may_have_happened = true;
-		j->version++;
+		item_unsure(j);
+		j->is_conflict = true;
 		job_ready(u, j);
 		break;
 	case MOVE_FAIL:
+		/* So may the second key be, and what else is refused when it comes again. */
+		if (trial != TRIAL_LOOK && (j->is_unsure || (f->kind == FAULT_KEY && may_be_used_up(u, j)))) {
+			item_unsure(j);
+			j->fails_then = true;
+			job_ready(u, j);
+			break;
+		}
 		log_warning("upload: '%s' is refused: %s", j->item.name,
 			    j->item.words ? j->item.words : strerror(-m.error));
 		job_refuse(u, j);
@@ -1210,6 +1243,7 @@ static void job_failed(struct uploads *u, struct job *j, enum trial trial, const
 		if (j->item.may_have_happened != j->is_unsure)
 			j->version++;
 		j->item.may_have_happened = j->is_unsure;
+		j->was_put_off = j->was_put_off || (m.next == MOVE_RETRY && f->http_status != 0);
 	}
 	if (is_canceled && (u->is_draining || u->is_stopping) && !j->cancel_asked) {
 		j->is_retry = true;
@@ -1223,7 +1257,8 @@ static void job_failed(struct uploads *u, struct job *j, enum trial trial, const
 	}
 	CLEANUP(buf_release) struct buf words = BUF(500);
 	fault_describe(f, &m, &words);
-	item_blame(j, m.error, f->kind, buf_text(&words) ? buf_text(&words) : f->words);
+	if (!j->fails_then) /* whose reason is known, whatever the look for it meets */
+		item_blame(j, m.error, f->kind, buf_text(&words) ? buf_text(&words) : f->words);
 	if (f->kind == FAULT_BUDGET && f->http_status == 0) {
 		j->has_failed_since_wait = false; /* our own limiter had no place */
 		j->progress_ms = clock_now_ms();
@@ -1246,7 +1281,7 @@ static void job_advance(struct uploads *u, struct job *j, enum upload_step from,
 	j->item.words = NULL;
 	j->item.next_wall_ms = 0;
 	j->version++;
-	j->is_retry = false;
+	j->is_retry = j->was_put_off = false;
 	if (!goes_in_circles(j)) {
 		j->has_failed_since_wait = false;
 		j->progress_ms = clock_now_ms();
@@ -1826,16 +1861,21 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 /* Surely not there: what was sent had no effect. Gives the lock up. */
 static void look_found_nothing(struct uploads *u, struct job *j)
 {
-	j->is_unsure = j->item.may_have_happened = false;
+	j->is_unsure = j->item.may_have_happened = j->was_put_off = false;
 	j->is_retry = true;
 	/* What was sent may have used the key up, though the session shows nothing yet: a refusal of it is not the
 	 * second one. */
-	if (!j->signs_again)
+	if (!j->signs_again && !j->fails_then)
 		j->item.key_renewed = false;
 	j->vain_looks++;
 	j->version++;
 	if (j->cancel_asked) {
 		job_end_canceled(u, j);
+		return;
+	}
+	if (j->fails_then) {
+		j->fails_then = false;
+		job_refuse(u, j);
 		return;
 	}
 	if (j->signs_again) {
@@ -2443,6 +2483,7 @@ static int job_new(struct uploads *u, const struct queue_item *item, struct job 
 	j->refs = 1;
 	j->place = PLACE_LIMBO;
 	j->is_unsure = j->item.may_have_happened && j->item.kind == FILE_PENDING;
+	j->was_put_off = j->item.attempts > 0 && (j->item.step == UPLOAD_STORED || j->item.known_id);
 	*ret = j;
 	return 0;
 }
@@ -2865,7 +2906,7 @@ static void job_begin_anew(struct uploads *u, struct job *j)
 	j->item.key_renewed = false;
 	j->item.queued_wall_ms = clock_wall_ms();
 	j->is_unsure = j->item.may_have_happened;
-	j->is_conflict = j->signs_again = j->is_told = false;
+	j->is_conflict = j->signs_again = j->fails_then = j->was_put_off = j->is_told = false;
 	j->first_failure_ms = 0;
 	j->batch_max = 0;
 	if (!j->is_unsure) {

@@ -71,6 +71,7 @@ struct fake {
 	int session_count, document_count, key_count;
 	struct planned_fault *upload_faults, *guilty_faults; /* of one upload; of the request it is in */
 	struct fake_op_state ops[FAKE_OP_COUNT];
+	bool uses_keys_up;
 	int batch_max, known_calls, created;
 	int64_t created_ms; /* counts up, so that order in time is the order things came in */
 };
@@ -288,7 +289,7 @@ static int fault_into(struct fault *ret, const struct fake_fault *from)
 		.kind = from->kind,
 		.http_status = from->http_status,
 		.retry_after_ms = from->retry_after_ms ? from->retry_after_ms : -1,
-		.may_have_happened = from->takes_effect || from->may_have_happened,
+		.may_have_happened = (from->takes_effect && !from->is_denied) || from->may_have_happened,
 	};
 	(void)snprintf(ret->words, sizeof(ret->words), "%s", from->words ? from->words : "");
 	(void)snprintf(ret->ability, sizeof(ret->ability), "%s", from->ability ? from->ability : "");
@@ -851,6 +852,12 @@ static void attach_one(struct fake *f, struct fake_session *s, struct upload *u)
 								       .words = "keys: nothing was stored" });
 		return;
 	}
+	if (f->uses_keys_up && key->attached_to && !f->self.caps.store_has_effect) {
+		u->error = fault_into(&u->fault, &(struct fake_fault){ .kind = FAULT_KEY,
+								       .http_status = 422,
+								       .words = "keys: it was used" });
+		return;
+	}
 	if (u->is_retry && key->attached_to && !f->self.caps.store_has_effect) {
 		u->error = fault_into(&u->fault, &(struct fake_fault){ .kind = FAULT_CONFLICT,
 								       .http_status = 409,
@@ -1222,6 +1229,14 @@ void fake_expire_keys(struct backend *b)
 
 	for (int i = 0; i < f->key_count; i++)
 		f->keys[i]->is_expired = true;
+}
+
+void fake_use_keys_up(struct backend *b)
+{
+	struct fake *f = fake_from(b);
+	SCOPED_LOCK(&f->lock);
+
+	f->uses_keys_up = true;
 }
 
 void fake_latency(struct backend *b, enum fake_op op, int ms)

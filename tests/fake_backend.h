@@ -76,7 +76,8 @@ struct fake_fault {
 	enum fault_kind kind;   /* the errno follows from it, as backend.h says */
 	int http_status;        /* 0: no answer */
 	int64_t retry_after_ms; /* 0: not asked for */
-	bool takes_effect;      /* it is done all the same: a lost answer. may_have_happened is set with it */
+	bool takes_effect;      /* it is done all the same: a lost answer. may_have_happened is set with it ... */
+	bool is_denied;         /* ... but for this: a plain no, as to a request that was never looked at */
 	bool may_have_happened; /* said although nothing was done */
 	const char *words, *ability; /* borrowed until the fault is used up; NULL: "" */
 	int error;              /* -errno, where that of the kind will not do; 0 */
@@ -92,6 +93,8 @@ void fake_heal(struct backend *b); /* no more faults, holds or latencies */
 
 /* Every ticket made so far is refused from now on (FAULT_KEY). */
 void fake_expire_keys(struct backend *b);
+/* A key that was attached once is refused when it comes again (FAULT_KEY). */
+void fake_use_keys_up(struct backend *b);
 
 /* Each call of op takes so long; a listing is as it was when the call began. */
 void fake_latency(struct backend *b, enum fake_op op, int ms);

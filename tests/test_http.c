@@ -114,6 +114,19 @@ static void circumstances_change_a_verdict(void **state)
 	a.status = 429;
 	a.retry_after_ms = 20000; /* later than anybody waits */
 	assert_int_equal(http_judge(&a).next, HTTP_GIVE_UP);
+	/* Refused when it came again: the first one may have been done, whatever was answered. */
+	a = attempt();
+	a.status = 422;
+	a.attempts = 2;
+	a.was_put_off = true;
+	assert_true(http_judge(&a).may_have_happened);
+	a.status = 409;
+	assert_true(http_judge(&a).may_have_happened);
+	a.status = 429;
+	assert_false(http_judge(&a).may_have_happened);
+	a.status = 422;
+	a.is_get = true;
+	assert_false(http_judge(&a).may_have_happened);
 	a = attempt();
 	a.curl_code = CURLE_COULDNT_CONNECT;
 	a.was_sent = false;

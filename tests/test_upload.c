@@ -672,6 +672,187 @@ static void a_service_whose_store_has_effect_is_looked_at_before_a_second_store(
 	rig_end();
 }
 
+/* A limit that is enforced behind the service: the answer is "too many requests", and it was done all the same. */
+static const struct fake_fault limited = {
+	.kind = FAULT_BUDGET, .http_status = 429, .takes_effect = true, .is_denied = true
+};
+static const struct fake_fault used_up = { .kind = FAULT_KEY, .http_status = 422, .words = "keys.0 is invalid" };
+static const struct fake_fault not_there = { .kind = FAULT_GONE, .http_status = 200 };
+
+static void a_limited_answer_to_what_took_effect_is_looked_up_when_the_key_is_used_up(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	for (int reuses = 0; reuses < 2; reuses++) {
+		for (int times = 1; times < 4; times += 2) {
+			caps.reuses_bytes = reuses;
+			rig_begin_with(&caps, 60000);
+			fake_use_keys_up(rig.backend);
+			fake_fail_upload(rig.backend, "a.pdf", times, false, &limited);
+			send_file(1, "a.pdf", "hello", true);
+			(void)wait_told(1, UPLOAD_DONE);
+			assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+			assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 1);
+			assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_FIND), 1);
+			rig_end();
+		}
+	}
+}
+
+static void resume_row(void *arg, const struct queue_item *item)
+{
+	assert_int_equal(uploads_submit(rig.uploads, item, false, 0), 0);
+}
+
+static void take_up_again(void)
+{
+	forget_told();
+	engine_start(60000);
+	assert_int_equal(queue_load(rig.queue, resume_row, NULL), 0);
+}
+
+static void wait_failed_once(uint64_t ino)
+{
+	struct upload_view v = { 0 };
+
+	for (int n = 0; uploads_view(rig.uploads, ino, &v) == 0 && v.error == 0; n++) {
+		assert_true(n < 5000);
+		nap(2);
+	}
+	assert_true(v.error < 0);
+}
+
+/* The same, and the daemon ends while it is sent, before it is tried again, or while it is looked up. */
+static void a_used_up_key_is_looked_up_after_a_restart_too(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.reuses_bytes = false;
+	for (int end = 0; end < 3; end++) {
+		rig_begin_with(&caps, 60000);
+		fake_use_keys_up(rig.backend);
+		fake_fail_upload(rig.backend, "a.pdf", 1, false, &limited);
+		if (end == 0)
+			fake_hold(rig.backend, FAKE_UPLOAD_ATTACH, HOLD_AFTER);
+		else if (end == 2)
+			fake_hold(rig.backend, FAKE_UPLOAD_FIND, HOLD_BEFORE);
+		send_file(1, "a.pdf", "hello", true);
+		if (end == 1)
+			wait_failed_once(1);
+		else
+			assert_true(fake_wait_held(rig.backend, end == 0 ? FAKE_UPLOAD_ATTACH : FAKE_UPLOAD_FIND, 1));
+		uploads_free(rig.uploads); /* cancels what is held */
+		fake_heal(rig.backend);
+		take_up_again();
+		(void)wait_told(1, UPLOAD_DONE);
+		assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+		wait_row_gone(1);
+		rig_end();
+	}
+}
+
+static void a_key_that_grew_old_after_a_limited_answer_is_looked_up_before_another_is_asked_for(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.reuses_bytes = false;
+	caps.key_lifetime_ms = 300; /* shorter than the pause after the first failure */
+	rig_begin_with(&caps, 60000);
+	fake_use_keys_up(rig.backend);
+	fake_fail_upload(rig.backend, "a.pdf", 1, false, &limited);
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 1);
+	rig_end();
+}
+
+static void a_look_that_found_nothing_does_not_vouch_for_what_is_sent_after_it(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.reuses_bytes = false;
+	rig_begin_with(&caps, 60000);
+	fake_use_keys_up(rig.backend);
+	fake_fail_upload(rig.backend, "a.pdf", 1, false, &lost_in_vain);
+	fake_fail_upload(rig.backend, "a.pdf", 1, false, &limited);
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_FIND), 2);
+	rig_end();
+}
+
+/* Look, refused key, look: it comes to an end, whichever step makes the document. */
+static void a_key_that_is_refused_for_ever_comes_to_an_end(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	for (int kind = 0; kind < 4; kind++) {
+		caps.reuses_bytes = caps.attach_keeps_id = kind & 1;
+		caps.store_has_effect = kind & 2;
+		rig_begin_with(&caps, 60000);
+		fake_fail(rig.backend, FAKE_UPLOAD_FIND, -1, &not_there);
+		fake_fail_upload(rig.backend, "a.pdf", 1, false, &limited);
+		fake_fail_upload(rig.backend, "a.pdf", -1, false, &used_up);
+		send_file(1, "a.pdf", "hello", true);
+		struct told t = wait_told(1, UPLOAD_REFUSED);
+		assert_int_equal(t.error, -EINVAL);
+		assert_non_null(strstr(t.words, "keys.0 is invalid"));
+		assert_in_range(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 2, 2);
+		assert_in_range(fake_calls(rig.backend, FAKE_UPLOAD_STORE), 2, 2);
+		assert_in_range(fake_calls(rig.backend, FAKE_UPLOAD_FIND), 1, 2);
+		assert_in_range(fake_calls(rig.backend, FAKE_UPLOAD_ATTACH), 3, 3);
+		rig_end();
+	}
+}
+
+/* The second key is refused too, and what was sent by it is there. */
+static void what_came_of_a_second_refused_key_is_looked_up_before_it_is_a_failure(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.reuses_bytes = caps.attach_keeps_id = false;
+	caps.store_has_effect = true;
+	rig_begin_with(&caps, 60000);
+	fake_fail(rig.backend, FAKE_UPLOAD_STORE, 1, &(struct fake_fault){ .kind = FAULT_KEY, .http_status = 403 });
+	fake_fail_upload(rig.backend, "a.pdf", -1, false, &used_up);
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	rig_end();
+}
+
+/* A link may end while its bytes move: the age it was used at counts, or a slow line sends them for ever. */
+static void a_transfer_that_outlives_its_link_and_is_refused_twice_is_final(void **state)
+{
+	struct backend_caps caps = fake_caps();
+
+	caps.key_lifetime_ms = 100;
+	rig_begin_with(&caps, 60000);
+	fake_latency(rig.backend, FAKE_UPLOAD_STORE, 200);
+	fake_fail(rig.backend, FAKE_UPLOAD_STORE, -1, &(struct fake_fault){ .kind = FAULT_KEY, .http_status = 403 });
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_REFUSED);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_STORE), 2);
+	rig_end();
+}
+
+/* A second attach of the same id may be refused for being the second. */
+static void a_shortcut_that_is_refused_after_a_limited_answer_is_looked_up(void **state)
+{
+	rig_begin();
+	(void)snprintf(rig.known_id, sizeof(rig.known_id), "%s",
+		       fake_add_document(rig.backend, "s2", "x.pdf", "hello"));
+	fake_fail(rig.backend, FAKE_ATTACH, 1, &limited);
+	fake_fail(rig.backend, FAKE_ATTACH, 1, &(struct fake_fault){ .kind = FAULT_INVALID, .http_status = 422 });
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 0);
+	assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+	rig_end();
+}
+
 /* ---- refusals and holds ------------------------------------------------------------------------------------ */
 
 static void a_forbidden_upload_names_the_ability_and_keeps_its_bytes(void **state)
@@ -1207,11 +1388,6 @@ static void a_new_version_after_the_last_event_takes_the_row_over(void **state)
 
 /* ---- ends -------------------------------------------------------------------------------------------------- */
 
-static void resume_row(void *arg, const struct queue_item *item)
-{
-	assert_int_equal(uploads_submit(rig.uploads, item, false, 0), 0);
-}
-
 static void *let_stores_go_soon(void *arg)
 {
 	nap(100);
@@ -1312,6 +1488,14 @@ int main(int argc, char **argv)
 		cmocka_unit_test(equal_bytes_under_two_names_are_two_documents_even_when_answers_are_lost),
 		cmocka_unit_test(a_lost_batch_is_looked_up_in_one_listing),
 		cmocka_unit_test(a_service_whose_store_has_effect_is_looked_at_before_a_second_store),
+		cmocka_unit_test(a_limited_answer_to_what_took_effect_is_looked_up_when_the_key_is_used_up),
+		cmocka_unit_test(a_used_up_key_is_looked_up_after_a_restart_too),
+		cmocka_unit_test(a_key_that_grew_old_after_a_limited_answer_is_looked_up_before_another_is_asked_for),
+		cmocka_unit_test(a_look_that_found_nothing_does_not_vouch_for_what_is_sent_after_it),
+		cmocka_unit_test(a_key_that_is_refused_for_ever_comes_to_an_end),
+		cmocka_unit_test(what_came_of_a_second_refused_key_is_looked_up_before_it_is_a_failure),
+		cmocka_unit_test(a_transfer_that_outlives_its_link_and_is_refused_twice_is_final),
+		cmocka_unit_test(a_shortcut_that_is_refused_after_a_limited_answer_is_looked_up),
 		cmocka_unit_test(a_forbidden_upload_names_the_ability_and_keeps_its_bytes),
 		cmocka_unit_test(a_refused_key_is_renewed_once),
 		cmocka_unit_test(a_conflict_is_success_once_found),

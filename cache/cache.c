@@ -543,8 +543,12 @@ static int flight_wait(struct flight *f, struct call *call)
 			r = give_up(f, call, is_cancelled);
 			break;
 		}
+		if (call->transfer) /* what holds the flight up holds its callers up */
+			atomic_store(&call->transfer->waits_for_place, atomic_load(&f->transfer.waits_for_place));
 		wait_a_while(f->cache, call, now_ms);
 	}
+	if (call->transfer)
+		atomic_store(&call->transfer->waits_for_place, false);
 	for (struct waiter **at = &f->waiters; *at; at = &(*at)->next) {
 		if (*at == &w) {
 			*at = w.next;

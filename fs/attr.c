@@ -17,6 +17,11 @@ static struct timespec time_of_ms(int64_t ms)
 	return (struct timespec){ .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
 }
 
+static struct timespec time_of_ns(int64_t ns)
+{
+	return (struct timespec){ .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+}
+
 static void set_times(struct stat *st, struct timespec when)
 {
 	st->st_mtim = st->st_ctim = st->st_atim = when;
@@ -46,7 +51,7 @@ static void fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
 	ret->st_blocks = (ret->st_size + 511) / 512;
 	ret->st_blksize = 128 * 1024;
 	if (mtime_ns >= 0)
-		set_times(ret, (struct timespec){ .tv_sec = mtime_ns / 1000000000, .tv_nsec = mtime_ns % 1000000000 });
+		set_times(ret, time_of_ns(mtime_ns));
 	else
 		set_times(ret, time_of_ms(created_ms));
 }
@@ -63,7 +68,7 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
 	case NODE_FOLDER:
 		ret->st_mode = S_IFDIR | (0777 & ~m->umask);
 		ret->st_nlink = 2;
-		set_times(ret, time_of_ms(((const struct folder *)n)->changed_wall_ms));
+		set_times(ret, time_of_ns(((const struct folder *)n)->changed_wall_ns));
 		break;
 	case NODE_ENTRY:
 		fill_entry(m, (const struct entry *)n, ret);

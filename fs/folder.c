@@ -46,8 +46,11 @@ static void notice_send(void *arg)
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct node *node = tree_find(&m->tree, n->ino);
-	/* The kernel holds the folder's lock as long as such a request is under way, and a notice about a name wants it too. */
-	bool is_locked = n->name && node && node->kind == NODE_FOLDER && ((struct folder *)node)->locked_ops > 0;
+	/* The kernel holds the folder's lock as long as such a request is under way, and a notice about a name wants it too: it would not
+	 * only wait here, but keep whoever comes behind it waiting. */
+	int locked_ops = !node ? 0 : node->kind == NODE_ROOT ? m->tree.root_locked_ops :
+			 node->kind == NODE_FOLDER ? ((struct folder *)node)->locked_ops : 0;
+	bool is_locked = n->name && locked_ops > 0;
 	bool is_served = m->is_served;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_locked && pool_run_later(m->notices, NOTICE_RETRY_MS, notice_send, notice_free, n) == 0)
@@ -176,6 +179,7 @@ struct flight {
 	struct mount *m;
 	struct folder *folder; /* held */
 	enum urgency urgency;
+	struct transfer transfer; /* tells whether it stands in our own line */
 	struct saving saving;
 };
 
@@ -205,6 +209,7 @@ static void on_page(void *arg, const struct listing *page)
 	struct layout_change c = { 0 };
 
 	pthread_mutex_lock(&m->tree.lock);
+	fl->folder->has_heard = true;
 	if (fl->folder->is_shown)
 		(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m, &c); /* the whole follows */
 	show_change(fl, &c);
@@ -316,7 +321,7 @@ static char *take_session(struct mount *m, struct folder *f, struct session *fre
 static void apply_session(struct mount *m, struct folder *f, const struct session *s)
 {
 	CLEANUP(session_release) struct session fresh = { 0 }, kept = { 0 };
-	CLEANUP(text_release) char *old_name = NULL, *name = NULL;
+	CLEANUP(text_release) char *old_name = NULL, *name = NULL, *alias = NULL;
 	struct known_session k = { .ino = f->node.ino, .account_saw_it = true };
 
 	if (session_copy(s, &fresh) < 0 || session_copy(s, &kept) < 0)
@@ -327,6 +332,14 @@ static void apply_session(struct mount *m, struct folder *f, const struct sessio
 		pthread_mutex_unlock(&m->tree.lock);
 		return;
 	}
+	bool is_renamed = f->is_shown && !is_equal_text(f->session.name, s->name);
+	alias = is_renamed ? strdup(f->name) : NULL;
+	pthread_mutex_unlock(&m->tree.lock);
+	/* Before the new name shows: whoever types the old one right then, or after a crash, is still led there. One that is not needed in the
+	 * end stands for the same folder, and a folder's own name goes before it. */
+	if (alias)
+		(void)state_save_alias(m->state, kept.id, alias); /* logged there */
+	pthread_mutex_lock(&m->tree.lock);
 	old_name = take_session(m, f, &fresh);
 	name = strdup(f->name);
 	k.origin = f->origin;
@@ -344,7 +357,8 @@ static void apply_session(struct mount *m, struct folder *f, const struct sessio
 	if (name && kept.name)
 		(void)state_save_session(m->state, m->account, &k); /* logged there */
 	if (old_name) {
-		(void)state_save_alias(m->state, kept.id, old_name);
+		if (!is_equal_text(alias, old_name))
+			(void)state_save_alias(m->state, kept.id, old_name); /* it changed once more meanwhile */
 		log_info("session %s is called '%s' now, and answers to '%s' too", kept.id, name ? name : "", old_name);
 	}
 }
@@ -456,9 +470,11 @@ static void flight_run(void *arg)
 		struct snapshot *s = folder_snapshot(&m->tree, f, true);
 		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
 	}
+	f->flight = &fl->transfer;
+	f->has_heard = false;
 	pthread_mutex_unlock(&m->tree.lock);
 	struct call call = { .urgency = fl->urgency, .deadline_ms = now + WALK_MS_MAX, .on_page = known ? NULL : on_page,
-			     .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl };
+			     .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl, .transfer = &fl->transfer };
 	int r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
 	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS) {
 		struct session s = { 0 };
@@ -494,6 +510,7 @@ static void flight_run(void *arg)
 	f->refresh_error = r;
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;
+	f->flight = NULL;
 	if (f->snapshot && f->snapshot->is_growing) {
 		struct snapshot *s = f->snapshot;
 		for (int i = 0; i < s->count; i++)
@@ -528,6 +545,15 @@ void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
 		node_drop(&m->tree, &f->node);
 		free(fl);
 	}
+}
+
+bool folder_lacks_budget(const struct folder *f)
+{
+	if (f->listing)
+		return false;
+	if (f->is_refreshing)
+		return f->flight && !f->has_heard && atomic_load(&f->flight->waits_for_place);
+	return f->refresh_error == -EAGAIN;
 }
 
 enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since_ms, int *ret_error)

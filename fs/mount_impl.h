@@ -76,6 +76,8 @@ enum freshness { LISTING_FRESH, LISTING_STALE, LISTING_COLD, LISTING_REFUSED };
 /* tree.lock held. since_ms: a refresh that ended since then is fresh enough, whatever the ttl; 0: none is. *ret_error for
  * LISTING_REFUSED. */
 enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since_ms, int *ret_error);
+/* Nothing is known of what it lists because nobody could ask yet: our own limiter's line, or a 429. tree.lock held. */
+bool folder_lacks_budget(const struct folder *f);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */

@@ -341,8 +341,10 @@ struct link *tree_add_link(struct tree *t, uint64_t ino, const char *target)
 
 void folder_touch(struct folder *f)
 {
+	int64_t now_ns = clock_wall_ns();
+
 	f->shape++;
-	f->changed_wall_ms = clock_wall_ms();
+	f->changed_wall_ns = now_ns > f->changed_wall_ns ? now_ns : f->changed_wall_ns + 1;
 }
 
 static void forget_snapshot(struct tree *t, struct folder *f)
@@ -549,6 +551,12 @@ struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growi
 	}
 	f->snapshot->refs++;
 	return f->snapshot;
+}
+
+void folder_forget_snapshot(struct tree *t, struct folder *f)
+{
+	if (f->snapshot && f->snapshot->refs == 1)
+		forget_snapshot(t, f);
 }
 
 void snapshot_drop(struct tree *t, struct snapshot *s)

@@ -50,6 +50,8 @@ struct local {
 	bool sends_again;        /* a newer version waits for the outcome of the one whose last step was sent */
 	bool counted_out;        /* it is a document now and folder->local_count has it no more */
 	bool is_frozen;          /* spool is a version that was sent: a change needs a new one */
+	int write_error;         /* -errno of a write that failed: what is here is not what its writer meant, and is not sent; 0 none ... */
+	int64_t gap_start, gap_end; /* ... or until these bytes were written after all, or cut off */
 	char sent_sha256[65];    /* of the version the engine has or had last; "" none */
 	uint64_t sent_spool_id;
 	char *home_name;         /* of a failed file: what it was called in its session; owned */
@@ -109,14 +111,17 @@ struct folder {
 	struct index unlisted;        /* entries by document_id that the listing does not have */
 	int shown_count, local_count;
 	uint64_t shape;               /* +1 whenever a name appears or goes */
-	int64_t changed_wall_ms;
+	int64_t changed_wall_ns;      /* differs for each shape: the kernel tells by it whether the names it remembers are these */
 	bool is_refreshing;           /* one flight at a time */
+	struct transfer *flight;      /* of that one, while it asks the service; borrowed */
+	bool has_heard;               /* the service said something about it since that one began */
 	int refresh_error;            /* of the last flight: 0 or -errno */
 	int64_t refreshed_ms;         /* clock_now_ms() when the last flight ended; 0: never */
 	int64_t session_asked_ms;     /* when its name was last asked for */
 	bool gave_negatives;          /* the kernel may remember that a name is not there */
 	struct wait_list waiters;     /* for the flight, and for each of its pages */
-	int locked_ops;               /* requests under way that hold the kernel's lock of this folder */
+	int locked_ops;               /* requests not yet answered for which the kernel holds this folder's lock: changes, parked look-ups and readdirs */
+	uint64_t cached_shape;        /* of the names the kernel may have in its cache; 0: none. Shapes begin at 1 */
 	struct snapshot *snapshot;    /* of this shape, or the growing one; NULL: to be made */
 	struct folder *failed;        /* of a FOLDER_SESSION: where its failed files are, NULL: none yet */
 	struct folder *next_shown;    /* in tree->first_folder's chain */
@@ -143,6 +148,7 @@ struct tree {
 	struct folder *first_folder; /* session folders, shown, in the order they came */
 	struct folder *first_failed;
 	uint64_t root_shape;
+	int root_locked_ops;       /* as folder->locked_ops */
 	int folder_count;
 	struct node root;
 	int64_t root_changed_wall_ms;
@@ -186,6 +192,8 @@ int folder_count_names(const struct folder *f, const char *document_id);
 /* The current names, counted; NULL: no memory. While it is growing, folder_add_entry() adds to it. */
 struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing);
 void snapshot_drop(struct tree *t, struct snapshot *s);
+/* The folder's snapshot goes when nobody reads it any more: the kernel remembers the names itself, and it is 8 bytes each. */
+void folder_forget_snapshot(struct tree *t, struct folder *f);
 /* The folder's shape changed now. */
 void folder_touch(struct folder *f);
 

@@ -59,15 +59,31 @@ struct look {
 	struct folder *folder; /* held; NULL: the root */
 	char *name;
 	int64_t began_ms, deadline_ms;
+	bool holds_lock; /* parked: counted in its folder's locked_ops until it is answered */
 };
 
+static int *locked_ops(struct look *l)
+{
+	return l->folder ? &l->folder->locked_ops : &l->m->tree.root_locked_ops;
+}
+
+/* Its request is parked from here on, or will be again. tree.lock held. */
+static void look_hold(struct look *l)
+{
+	if (!l->holds_lock)
+		++*locked_ops(l);
+	l->holds_lock = true;
+}
+
+/* Its request is answered. */
 static void look_free(struct look *l)
 {
-	if (l->folder) {
-		pthread_mutex_lock(&l->m->tree.lock);
+	pthread_mutex_lock(&l->m->tree.lock);
+	if (l->holds_lock)
+		--*locked_ops(l);
+	if (l->folder)
 		node_drop(&l->m->tree, &l->folder->node);
-		pthread_mutex_unlock(&l->m->tree.lock);
-	}
+	pthread_mutex_unlock(&l->m->tree.lock);
 	free(l->name);
 	free(l);
 }
@@ -161,11 +177,14 @@ static void look(fuse_req_t req, struct look *l, int how)
 		folder_refresh(m, f, URGENCY_PERSON);
 		if (l->deadline_ms == 0)
 			l->deadline_ms = clock_now_ms() + (f->listing ? WAIT_REFRESH_MS : WAIT_COLD_MS);
+		if (f->is_refreshing)
+			look_hold(l);
 		if (f->is_refreshing && park_wait(m->park, &f->waiters, req, l->deadline_ms, look_resume, l) == 0) {
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
 		}
 	}
+	bool lacks_budget = folder_lacks_budget(f);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (v == FOUND)
 		reply_entry(m, req, &p);
@@ -175,6 +194,8 @@ static void look(fuse_req_t req, struct look *l, int how)
 		fuse_reply_err(req, EINTR);
 	else if (v == REFUSED && (error == -EACCES || error == -ENOENT))
 		fuse_reply_err(req, -error);
+	else if ((v == UNDECIDED || v == REFUSED) && lacks_budget)
+		fuse_reply_err(req, EAGAIN); /* the listing has not begun: nothing at all is known */
 	else
 		fuse_reply_err(req, ENOENT); /* not decided, and not cached: copying in works at once */
 	look_free(l);
@@ -214,6 +235,8 @@ static void look_in_root(fuse_req_t req, struct look *l, int how)
 		v = NOT_THERE_NOW; /* what file managers probe for */
 	} else if (how == 0) {
 		folders_refresh(m);
+		if (m->sessions_refreshing)
+			look_hold(l);
 		if (m->sessions_refreshing &&
 		    park_wait(m->park, &m->session_waiters, req,
 			      clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS), look_in_root_resume, l) == 0) {
@@ -450,6 +473,13 @@ static void xattr_resume(fuse_req_t req, void *arg, int how)
 	free(x);
 }
 
+/* Names that a file system has or has not as a whole. To this answer ls(1) stops asking for security.selinux on the device at its first entry,
+ * where it would go on for each after ENODATA. */
+static bool is_for_kernel(const char *name)
+{
+	return strncmp(name, "security.", 9) == 0 || strncmp(name, "trusted.", 8) == 0;
+}
+
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
 	struct mount *m = mount_of(req);
@@ -457,8 +487,8 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 
 	if (m->options->noxattr)
 		fuse_reply_err(req, ENOSYS); /* the kernel asks no more */
-	else if (strncmp(name, "user.", 5) != 0)
-		fuse_reply_err(req, ENODATA); /* each `ls -l` asks this of each entry: before any lock */
+	else if (strncmp(name, "user.", 5) != 0) /* each `ls -l` asks two of these of each entry: before any lock */
+		fuse_reply_err(req, is_for_kernel(name) ? EOPNOTSUPP : ENODATA);
 	else
 		(void)xattr_answer(req, &x, 0);
 }
@@ -551,13 +581,20 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
 		}
-		/* While the first walk is under way names are handed out as they come. */
-		if (!error)
-			h->snapshot = folder_snapshot(&m->tree, f, fresh == LISTING_COLD && f->is_refreshing);
-		if (!error && !h->snapshot)
+		/* While the first walk is under way names are handed out as they come. Other snapshots are made when they are read: mostly
+		 * the kernel remembers the names. */
+		bool is_growing = fresh == LISTING_COLD && f->is_refreshing;
+		if (!error && is_growing)
+			h->snapshot = folder_snapshot(&m->tree, f, true);
+		if (!error && is_growing && !h->snapshot)
 			error = ENOMEM;
 		if (!error && fresh == LISTING_COLD && !f->is_refreshing)
 			error = EIO; /* the mount is ending, or memory is */
+		if (!error && !h->error && !is_growing && !(f->snapshot && f->snapshot->is_growing)) {
+			o->fi.cache_readdir = 1;
+			o->fi.keep_cache = f->cached_shape == f->shape;
+			f->cached_shape = f->shape;
+		}
 	} else if (f) {
 		pack_failed(f, &h->text);
 	} else {
@@ -702,7 +739,17 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how);
 static void readdir_resume(fuse_req_t req, void *arg, int how)
 {
 	struct reading_dir *d = arg;
+	struct mount *m = d->m;
+	struct folder *f = d->handle->folder;
+
+	pthread_mutex_lock(&m->tree.lock);
+	node_hold(&f->node); /* once it is answered the handle may go */
+	pthread_mutex_unlock(&m->tree.lock);
 	readdir_answer(req, d, how);
+	pthread_mutex_lock(&m->tree.lock);
+	f->locked_ops--;
+	node_drop(&m->tree, &f->node);
+	pthread_mutex_unlock(&m->tree.lock);
 	free(d);
 }
 
@@ -716,6 +763,13 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 	bool is_parked = false;
 
 	pthread_mutex_lock(&m->tree.lock);
+	bool is_session = h->folder && h->folder->kind == FOLDER_SESSION;
+	if (is_session && at == 0 && h->snapshot && !h->snapshot->is_growing && h->snapshot != h->folder->snapshot) {
+		snapshot_drop(&m->tree, h->snapshot); /* read from the start again */
+		h->snapshot = NULL;
+	}
+	if (!error && is_session && !h->snapshot && !(h->snapshot = folder_snapshot(&m->tree, h->folder, false)))
+		error = ENOMEM;
 	if (!error && add_dots(&r, h->ino, &at)) {
 		if (h->snapshot)
 			add_snapshot(m, &r, h, at);
@@ -728,6 +782,7 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 		if (again) {
 			*again = *d;
 			is_parked = park_wait(m->park, &h->folder->waiters, req, clock_now_ms() + WAIT_READDIR_MS, readdir_resume, again) == 0;
+			h->folder->locked_ops += is_parked;
 		}
 		if (!is_parked)
 			free(again);
@@ -770,8 +825,16 @@ static void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t at
 static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct mount *m = mount_of(req);
+	struct handle *h = handle_of(fi);
 	(void)ino;
-	handle_free(m, handle_of(fi));
+
+	pthread_mutex_lock(&m->tree.lock);
+	snapshot_drop(&m->tree, h->snapshot);
+	h->snapshot = NULL;
+	if (h->folder)
+		folder_forget_snapshot(&m->tree, h->folder);
+	pthread_mutex_unlock(&m->tree.lock);
+	handle_free(m, h);
 	fuse_reply_err(req, 0);
 }
 

@@ -338,7 +338,8 @@ static void unlink_document_job(void *arg)
 	id = document_id ? strdup(document_id) : NULL;
 	sha256 = id ? local_copy_sha256(c->folder, id) : NULL;
 	/* Nor is it taken away from a file with its bytes that is on its way. */
-	bool is_last = id && folder_count_names(c->folder, id) == 1 && !(sha256 && local_has_twin(c->folder, e, sha256));
+	bool has_twin = m->caps->reuses_bytes && sha256 && local_has_twin(c->folder, e, sha256);
+	bool is_last = id && folder_count_names(c->folder, id) == 1 && !has_twin;
 	pthread_mutex_unlock(&m->tree.lock);
 	int r = id ? 0 : -ENOENT;
 	if (is_last) {

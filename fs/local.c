@@ -588,7 +588,8 @@ int local_detach(struct mount *m, struct folder *f, const char *document_id, con
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
 
 	pthread_mutex_lock(&m->tree.lock);
-	bool is_wanted = folder_count_names(f, document_id) > 0 || (sha256 && local_has_twin(f, NULL, sha256));
+	bool may_be_its = sha256 && m->caps->reuses_bytes; /* else each upload is a document of its own */
+	bool is_wanted = folder_count_names(f, document_id) > 0 || (may_be_its && local_has_twin(f, NULL, sha256));
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_wanted)
 		return 0;

@@ -16,6 +16,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "fs/wire.h"
 
 #define START_WAIT_MS 10000
 #define DRAIN_MS 30000
@@ -145,6 +146,7 @@ int mount_attach(struct mount *m, struct buf *why)
 		r = -EIO;
 	}
 	if (r == 0) {
+		(void)wire_allow_parallel(m->fuse); /* without it who waits in a folder keeps others waiting, as before */
 		SCOPED_LOCK(&m->tree.lock);
 		m->is_served = true;
 	}
@@ -665,7 +667,7 @@ static int retry_one(struct mount *m, struct entry *e)
 	pthread_mutex_lock(&m->tree.lock);
 	const struct local *l = e->local && !e->local->counted_out ? e->local : NULL; /* else it is a document by now */
 	bool is_failed = l && l->kind == FILE_FAILED, is_under_way = l && l->is_submitted;
-	int r = !l ? -ENOENT : is_failed ? local_bring_home(m, e) : name_is_scratch(m->rules, e->name) ? -ENOENT : 0;
+	int r = !l ? -ENOENT : l->write_error ? -EIO : is_failed ? local_bring_home(m, e) : name_is_scratch(m->rules, e->name) ? -ENOENT : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r < 0)
 		return r;

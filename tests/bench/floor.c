@@ -5,11 +5,9 @@
  *     floor MOUNTPOINT N FILE-BYTES      serves MOUNTPOINT/d/invoice-000001.pdf ..., and MOUNTPOINT/big.bin of that many bytes
  *     floor --stat DIR                   a stat(2) of each name in DIR, as fast as that goes
  *     floor --fill DIR N                 the same names and attributes in another file system (tmpfs) */
-#define FUSE_USE_VERSION 312
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fuse_lowlevel.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +15,8 @@
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#include "fs/wire.h"
 
 enum { INO_DIR = 2, INO_BIG = 3, INO_FIRST = 10, NAME_BYTES = 64, REPLY_BYTES_MAX = 1 << 20 };
 
@@ -61,7 +61,7 @@ static void fill(fuse_ino_t ino, struct fuse_entry_param *ret)
 static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
 	(void)userdata;
-	conn->want |= conn->capable & FUSE_CAP_POSIX_ACL;
+	conn->want |= conn->capable & (FUSE_CAP_POSIX_ACL | FUSE_CAP_PARALLEL_DIROPS);
 	conn->time_gran = 1;
 }
 
@@ -200,6 +200,7 @@ static int serve(const char *path)
 
 	if (!s || !config || fuse_set_signal_handlers(s) != 0 || fuse_session_mount(s, path) != 0)
 		return 1;
+	(void)wire_allow_parallel(s); /* as sessionfs does */
 	fuse_loop_cfg_set_max_threads(config, 16);
 	fuse_loop_cfg_set_idle_threads(config, 16);
 	int r = fuse_session_loop_mt(s, config);

@@ -12,7 +12,7 @@ import subprocess
 import time
 
 from harness import (SESSIONFS, TOKEN, MountCase, SharedMount, attribute, check_log, main, needs, paper_bytes, read, run,
-                     sha256_of, wait_for)
+                     sha256_of, wait_for, write)
 
 
 class OneFolder(SharedMount):
@@ -113,6 +113,38 @@ class OneFolder(SharedMount):
         self.assertEqual(os.path.basename(self.dir), os.path.basename(os.readlink(link)))
         self.assertNotIn(self.session, os.listdir(self.mount.path))
         wait_for(lambda: os.listdir(link) == ["one.pdf"], 10, "listed through the link")
+
+    def test_names_of_the_system_are_refused_so_that_ls_asks_but_once(self):
+        self.sandbox.document(self.session, "a.pdf", text="a")
+        wait_for(lambda: "a.pdf" in os.listdir(self.dir), 10, "listed")
+        for name, number in (("security.selinux", errno.EOPNOTSUPP), ("trusted.x", errno.EOPNOTSUPP),
+                             ("system.posix_acl_access", errno.ENODATA)):
+            self.refused(number, os.getxattr, os.path.join(self.dir, "a.pdf"), name)
+
+    def test_a_folder_listed_again_and_again_shows_each_change_whoever_made_it(self):
+        here, names = set(), ["remote %d.pdf" % i for i in range(12)]
+        for i, name in enumerate(names):
+            with os.scandir(self.dir) as half_read:  # a reader from before the change fills the kernel's cache with it
+                next(half_read, None)
+                document = self.sandbox.document(self.session, name, text=name)
+                self.assertEqual(0, self.mount.command("refresh", self.dir).status)
+                here.add(name)
+                wait_for(lambda: here <= set(os.listdir(self.dir)), 10, "%s shows" % name)
+                list(half_read)
+            self.assertEqual(here, set(os.listdir(self.dir)))
+            if i % 3 == 2:
+                own = "own %d.tmp" % i
+                write(os.path.join(self.dir, own), b"x")
+                self.assertEqual(here | {own}, set(os.listdir(self.dir)))
+                os.rename(os.path.join(self.dir, own), os.path.join(self.dir, "two.tmp"))
+                self.assertEqual(here | {"two.tmp"}, set(os.listdir(self.dir)))
+                os.unlink(os.path.join(self.dir, "two.tmp"))
+                self.assertEqual(here, set(os.listdir(self.dir)))
+                self.sandbox.control("POST", "/detach", {"session": self.session, "document": document["id"]})
+                self.assertEqual(0, self.mount.command("refresh", self.dir).status)
+                here.remove(name)
+                wait_for(lambda: set(os.listdir(self.dir)) == here, 10, "%s is gone" % name)
+                self.assertFalse(os.path.exists(os.path.join(self.dir, name)))
 
     def test_statfs_tells_large_constants_without_a_request(self):
         before = self.sandbox.last_request()

@@ -110,6 +110,58 @@ class Crowds(Waiting):
         self.assertEqual(wanted, self.sandbox.hashes(self.ids[0]))
 
 
+class Look(threading.Thread):
+    """A stat that may wait."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.path, self.error = path, None
+        self.start()
+
+    def run(self):
+        try:
+            os.stat(self.path)
+        except OSError as e:
+            self.error = e.errno
+
+
+class Locks(Waiting):
+    def test_a_look_up_that_waits_keeps_nobody_out_of_its_folder_when_the_kernel_is_told_of_a_change(self):
+        self.setting(2, upload="background")
+        self.expects(*NETWORK)
+        self.sandbox.fault(origin="api", method="POST", action="status", status=503, times=0)
+        cold = os.path.join(self.mount.path, "S001")
+        self.sandbox.fault(method="GET", path="/extractions/sessions/", action="stall", times=0)
+        with open(os.path.join(cold, "drop.pdf"), "wb") as f:  # its own look-up waits, and finds nothing
+            f.write(paper_bytes())
+        waiting = Look(os.path.join(cold, "not decided.pdf"))
+        time.sleep(0.3)
+        self.assertFalse(os.path.exists(os.path.join(cold, "other.tmp")))
+        self.assertTrue(waiting.is_alive(), "look-ups in one folder wait for each other")
+        discard = self.mount.command("discard", os.path.join(cold, "drop.pdf"))
+        self.assertEqual(0, discard.status, discard)
+        time.sleep(0.3)  # the kernel is told of the name that is gone
+        self.assertFalse(os.path.exists(os.path.join(cold, "scratch.tmp")))
+        self.assertTrue(waiting.is_alive(), "the look-up in its way waited for another's")
+        self.sandbox.clear_faults()
+        waiting.join(20 * SLACK)
+        self.assertEqual(errno.ENOENT, waiting.error)
+
+    def test_a_look_up_in_a_session_whose_listing_could_not_begin_for_want_of_budget_is_EAGAIN(self):
+        self.setting(3, rate="8/min", ttl="10m")
+        self.expects(*NETWORK)
+        self.sandbox.document(self.ids[2], "there.pdf", text="there")
+        for _ in range(12):  # until nothing is left for this minute
+            began = time.monotonic()
+            self.mount.command("refresh", self.dir)
+            os.listdir(self.dir)
+            if time.monotonic() - began > 1.8:
+                break
+        look = Look(os.path.join(self.mount.path, "S002", "there.pdf"))
+        look.join(30 * SLACK)
+        self.assertEqual(errno.EAGAIN, look.error)
+
+
 class ServiceDies(Waiting):
     def test_a_service_killed_in_the_middle_of_a_50_MB_cp_is_reported_and_the_file_goes_later_once(self):
         self.setting(close_timeout="4s")

@@ -157,6 +157,7 @@ struct job {
 	bool was_put_off; /* the last step was tried, answered "not now", and not looked up since: what answers so may
 			     stand behind the service */
 	int vain_looks;   /* that found nothing, though something was sent */
+	int failures_here; /* of our own disk or memory, in a row */
 	bool restarts;    /* renamed to another type while a worker has it */
 	bool cancel_asked, keeps_row;
 	bool is_settling;   /* paused for `settle` */
@@ -232,6 +233,12 @@ static void job_ready(struct uploads *u, struct job *j);
 static void tick_at(struct uploads *u, int64_t at_ms);
 static void tick_for_waiting(struct uploads *u);
 static void line_start(struct uploads *u, struct line *l);
+
+/* How long a pause is here. */
+static int64_t paced(const struct uploads *u, int64_t ms)
+{
+	return u->config.haste > 1 ? ms / u->config.haste : ms;
+}
 
 static uint32_t next_random(struct uploads *u)
 {
@@ -464,8 +471,10 @@ static int row_write(struct uploads *u, struct job *j)
 	pthread_mutex_unlock(&u->lock);
 	r = queue_put(u->config.queue, &copy);
 	pthread_mutex_lock(&u->lock);
-	if (r == 0)
+	if (r == 0) {
 		j->written = version;
+		j->failures_here = 0;
+	}
 	row_let_go(u, j);
 	return j->place == PLACE_GONE ? -ECANCELED : r;
 }
@@ -640,7 +649,7 @@ static void job_remove_row(struct uploads *u, struct job *j)
 		job_drop(u, j);
 		return;
 	}
-	j->due_ms = clock_now_ms() + REMOVE_AGAIN_MS;
+	j->due_ms = clock_now_ms() + paced(u, REMOVE_AGAIN_MS);
 	job_place(j, PLACE_ENDING, &u->ending);
 	tick_at(u, j->due_ms);
 }
@@ -681,7 +690,7 @@ static void job_end_canceled(struct uploads *u, struct job *j)
 	row_let_go(u, j);
 	if (r < 0) {
 		j->is_unsure = true; /* one look more, later, and then once again */
-		j->due_ms = clock_now_ms() + PAUSE_LOCAL_MS;
+		j->due_ms = clock_now_ms() + paced(u, PAUSE_LOCAL_MS);
 		job_place(j, PLACE_PAUSED, &u->paused);
 		tick_at(u, j->due_ms);
 		return;
@@ -749,18 +758,20 @@ static void lines_recall(struct uploads *u)
 	}
 }
 
-static int64_t cap_for_waiting(int64_t pause_ms, int64_t retry_after_ms, bool somebody_waits)
+/* A pause as it is here: short while somebody waits, and never shorter than the service asked for. */
+static int64_t pause_for(const struct uploads *u, int64_t pause_ms, int64_t retry_after_ms, bool somebody_waits)
 {
-	if (!somebody_waits || pause_ms <= PAUSE_WAITED_MS)
-		return pause_ms;
-	return retry_after_ms > PAUSE_WAITED_MS ? retry_after_ms : PAUSE_WAITED_MS;
+	if (somebody_waits && pause_ms > PAUSE_WAITED_MS)
+		pause_ms = PAUSE_WAITED_MS;
+	pause_ms = paced(u, pause_ms);
+	return pause_ms < retry_after_ms ? retry_after_ms : pause_ms;
 }
 
 static void probe_put_off(struct uploads *u, int64_t retry_after_ms)
 {
-	int64_t pause = upload_pause_ms(++u->probe_attempts, retry_after_ms, next_random(u));
+	int64_t pause = upload_pause_ms(++u->probe_attempts, -1, next_random(u));
 
-	u->probe_at_ms = clock_now_ms() + cap_for_waiting(pause, retry_after_ms, !TAILQ_EMPTY(&u->waited));
+	u->probe_at_ms = clock_now_ms() + pause_for(u, pause, retry_after_ms, !TAILQ_EMPTY(&u->waited));
 	tick_at(u, u->probe_at_ms);
 }
 
@@ -947,7 +958,7 @@ static struct job *blocked_next(struct uploads *u, int64_t now_ms)
 		u->probe = j;
 		u->probe_last_ms = now_ms;
 		/* Until it has an outcome; should it end without one, the next comes after a while. */
-		u->probe_at_ms = now_ms + PROBE_AGAIN_MS;
+		u->probe_at_ms = now_ms + paced(u, PROBE_AGAIN_MS);
 		u->account_probe_ms = now_ms + ACCOUNT_PAUSE_MS;
 	}
 	return j;
@@ -984,7 +995,7 @@ static void dispatch(struct uploads *u)
 			if (u->probe == j)
 				u->probe = NULL;
 			u->must_look_again = true;
-			tick_at(u, clock_now_ms() + PAUSE_FIRST_MS);
+			tick_at(u, clock_now_ms() + paced(u, PAUSE_FIRST_MS));
 			return;
 		}
 		job_place(j, PLACE_WORKER, &u->working);
@@ -1085,9 +1096,10 @@ static void job_failed_here(struct uploads *u, struct job *j, int error, const c
 		return;
 	j->is_sent = false;
 	j->is_free_to_go = false;
+	j->failures_here++;
 	buf_addf(&words, "%s: %s", what, strerror(-error));
 	item_blame(j, error == -ENOSPC ? error : -EIO, FAULT_NONE, buf_text(&words) ? buf_text(&words) : what);
-	job_pause(u, j, clock_now_ms(), cap_for_waiting(PAUSE_LOCAL_MS, -1, j->somebody_waits));
+	job_pause(u, j, clock_now_ms(), pause_for(u, PAUSE_LOCAL_MS, -1, j->somebody_waits));
 }
 
 static void shortcut_forget(struct uploads *u, struct job *j, bool is_wrong)
@@ -1151,9 +1163,9 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 {
 	switch (m.next) {
 	case MOVE_RETRY: {
-		int64_t pause = upload_pause_ms(++j->item.attempts, f->retry_after_ms, when.random);
+		int64_t pause = upload_pause_ms(++j->item.attempts, -1, when.random);
 		j->is_retry = true;
-		job_pause(u, j, when.now_ms, cap_for_waiting(pause, f->retry_after_ms, j->somebody_waits));
+		job_pause(u, j, when.now_ms, pause_for(u, pause, f->retry_after_ms, j->somebody_waits));
 		if (u->gate_is_closed)
 			job_ready(u, j); /* the gate has a clock of its own */
 		break;
@@ -1180,8 +1192,8 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		j->item.key_renewed = true;
 		if (goes_in_circles(j))
 			job_pause(u, j, when.now_ms,
-				  cap_for_waiting(upload_pause_ms(j->vain_looks, -1, when.random), -1,
-						  j->somebody_waits));
+				  pause_for(u, upload_pause_ms(j->vain_looks, -1, when.random), -1,
+					    j->somebody_waits));
 		else
 			job_ready(u, j);
 		break;
@@ -2048,7 +2060,7 @@ static void line_looks(struct uploads *u, struct line *l, struct batch *b)
 			continue;
 		}
 		if (has_to_wait)
-			job_pause(u, b->jobs[i], clock_now_ms(), PAUSE_FIRST_MS);
+			job_pause(u, b->jobs[i], clock_now_ms(), paced(u, PAUSE_FIRST_MS));
 		else
 			job_failed_here(u, b->jobs[i], r, "no memory");
 		batch_leave_out(u, b, i);
@@ -2170,7 +2182,8 @@ static int patience_end(const struct uploads *u, const struct job *j, int64_t no
 		*ret_words = "the session is gone";
 		return -ENOENT;
 	}
-	if (u->is_away && j->has_failed_since_wait)
+	/* A disk that is full twice is full for longer than anybody waits for it. */
+	if ((u->is_away || j->failures_here > 1) && j->has_failed_since_wait)
 		return j->item.error;
 	/* Behind others it waits for them, and fails when they do; its own failures are its own. */
 	if (!is_in_call && !j->has_failed_since_wait) {
@@ -2190,7 +2203,7 @@ static void patience_ended(struct uploads *u, struct job *j, int error)
 {
 	int64_t since_ms = j->waiting_since_ms;
 
-	if (u->is_away || u->is_drained || (error != -ETIMEDOUT && error != -EIO) || u->account_is_held)
+	if (u->is_away || u->is_drained || j->failures_here > 0 || (error != -ETIMEDOUT && error != -EIO) || u->account_is_held)
 		return;
 	if (j->first_failure_ms > since_ms)
 		since_ms = j->first_failure_ms;
@@ -2510,7 +2523,7 @@ static void job_begin(struct uploads *u, struct job *j, bool somebody_waits, int
 	somebody_waits = j->somebody_waits; /* somebody may have joined while the row was written */
 	/* Known to be away: one attempt for who waits. A new file may prompt a probe, but not each one. */
 	j->is_free_to_go = somebody_waits && u->is_away && !u->account_is_held;
-	if (is_blocked(u) && now_ms - u->probe_last_ms >= PROBE_AGAIN_MS)
+	if (is_blocked(u) && now_ms - u->probe_last_ms >= paced(u, PROBE_AGAIN_MS))
 		u->probe_at_ms = u->account_probe_ms = now_ms;
 	if (j->item.fault == FAULT_GONE && !somebody_waits && !j->line->is_gone) {
 		j->line->is_gone = true; /* as it was before the restart; one asks for all */

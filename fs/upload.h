@@ -73,6 +73,7 @@ struct uploads_config {
 	const char *account;
 	int64_t close_timeout_ms;
 	int transfers_max;        /* PUTs at a time */
+	int haste;                /* for tests: pauses are so many times shorter; 0: as they are */
 	/* item is borrowed; document (UPLOAD_DONE) too: ref what is kept. */
 	void (*event)(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document,
 		      int error, const char *words);

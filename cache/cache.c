@@ -9,6 +9,8 @@
  *                    |                                                                                         |
  *                  wait <----------------------------------- answer, or the caller's deadline -----------------'
  *
+ * Listings go to the disk (store.h) as they are remembered, and come back from it when memory has none.
+ *
  * A write tells every flight about its session (a patch in the flight's journal, or "worthless") and changes what is
  * remembered. Both orders come out right: a flight that lands later applies its journal, and a write that finds the
  * memory newer patches that. */
@@ -22,6 +24,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "cache/store.h"
 #include "cache/table.h"
 #include "client/backend_impl.h"
 #include "client/base/cleanup.h"
@@ -36,6 +39,7 @@
 #define FLIGHT_MS 60000    /* what a backend gives a call without a deadline */
 #define ASKED_AGAIN_MAX 3
 #define LOOK_MS 50 /* between looks whether a caller gave up */
+#define ACCOUNT_BYTES 65
 
 enum flight_kind { FLIGHT_DOCUMENTS, FLIGHT_SESSION, FLIGHT_SESSIONS };
 
@@ -69,6 +73,7 @@ struct flight {
 	bool is_done;
 	int64_t asked_ms; /* by the cache's now_ms */
 	uint64_t number;  /* of the last time it was asked */
+	char account[ACCOUNT_BYTES]; /* that asked */
 	struct patch *journal, **journal_end;
 	struct waiter *waiters;
 	struct listing **pages; /* those somebody has not seen yet */
@@ -102,6 +107,8 @@ struct cache {
 	struct backend self;   /* this, inner, pool and the options are set once */
 	struct backend *inner; /* owned */
 	struct pool *pool;
+	struct store *store;           /* NULL: nothing outlives us; called with and without the lock */
+	char account[ACCOUNT_BYTES];   /* until the inner backend knows better */
 	int64_t ttl_ms, stale_ms;
 	int64_t (*now_ms)(void);
 	pthread_mutex_t lock;   /* guards what follows */
@@ -114,6 +121,7 @@ struct cache {
 	uint64_t list_number;
 	struct flight *flights;
 	uint64_t asked; /* counts questions */
+	uint64_t forgotten; /* counts what was forgotten: what was read from the disk before is not taken for remembered */
 	bool closes;
 };
 
@@ -151,6 +159,27 @@ static size_t listing_bytes(const struct listing *l)
 static int64_t served_until(const struct cache *c, bool is_there, int64_t asked_ms)
 {
 	return asked_ms + (is_there && c->stale_ms > c->ttl_ms ? c->stale_ms : c->ttl_ms);
+}
+
+/* Whose credentials are in use. */
+static void account_of(const struct cache *c, char ret[ACCOUNT_BYTES])
+{
+	backend_account(c->inner, ret);
+	if (!ret[0])
+		memcpy(ret, c->account, ACCOUNT_BYTES);
+}
+
+static void store_remembered(struct cache *c, const char *session_id, struct listing *l)
+{
+	char account[ACCOUNT_BYTES];
+
+	if (!c->store)
+		return;
+	account_of(c, account);
+	if (l)
+		store_put(c->store, account, session_id, l);
+	else
+		store_forget(c->store, account, session_id);
 }
 
 /* Without memory to remember it, it is forgotten: that costs a request and tells nobody anything wrong. */
@@ -220,8 +249,11 @@ static void remember_gone(struct cache *c, const char *session_id, int64_t asked
 {
 	const struct remembered *old = table_find(c->listings, session_id);
 
-	if (!old || old->number <= number)
+	if (!old || old->number <= number) {
 		remember(c, session_id, &(struct remembered){ .asked_ms = asked_ms, .number = number });
+		store_remembered(c, session_id, NULL);
+		c->forgotten++;
+	}
 	remember_session(c, session_id, NULL, asked_ms, number);
 	update_list(c, session_id, NULL);
 }
@@ -231,13 +263,50 @@ static void forget_session(struct cache *c, const char *session_id)
 	table_remove(c->listings, session_id);
 	table_remove(c->sessions, session_id);
 	forget_list(c);
+	store_remembered(c, session_id, NULL);
+	c->forgotten++;
 }
 
 static void forget_all(struct cache *c)
 {
+	char account[ACCOUNT_BYTES];
+
 	table_clear(c->listings);
 	table_clear(c->sessions);
 	forget_list(c);
+	c->forgotten++;
+	if (!c->store)
+		return;
+	/* A token that was refused may have been read since the one that listed. */
+	account_of(c, account);
+	store_forget(c->store, account, NULL);
+	if (strcmp(account, c->account) != 0)
+		store_forget(c->store, c->account, NULL);
+}
+
+/* What the disk has of a session that memory has nothing of. Worker threads; the lock is not held. */
+static void recollect(struct cache *c, const char *session_id)
+{
+	CLEANUP(listing_release) struct listing *found = NULL;
+	char account[ACCOUNT_BYTES];
+	uint64_t forgotten;
+
+	if (!c->store)
+		return;
+	{
+		SCOPED_LOCK(&c->lock);
+		if (table_find(c->listings, session_id))
+			return;
+		forgotten = c->forgotten;
+		account_of(c, account);
+	}
+	if (store_load(c->store, account, session_id, c->now_ms(), &found) < 0)
+		return; /* none, or told there */
+	SCOPED_LOCK(&c->lock);
+	if (c->forgotten == forgotten && !table_find(c->listings, session_id))
+		remember(c, session_id, &(struct remembered){ .listing = found,
+							      .asked_ms = listing_asked_ms(found),
+							      .is_doubted = true });
 }
 
 static bool session_list_copy(const struct session_list *from, struct session_list *ret)
@@ -588,6 +657,7 @@ static struct listing *flight_prepare(struct flight *f)
 	f->is_worthless = false;
 	f->asked_ms = c->now_ms();
 	f->number = ++c->asked;
+	account_of(c, f->account);
 	if (f->kind != FLIGHT_DOCUMENTS)
 		return NULL;
 	const struct remembered *m = table_find(c->listings, f->session_id);
@@ -635,11 +705,16 @@ static void flight_remember(struct flight *f, const struct answer *a)
 			remember_gone(c, f->session_id, f->asked_ms, f->number);
 	} else if (f->kind == FLIGHT_DOCUMENTS) {
 		const struct remembered *old = table_find(c->listings, f->session_id);
-		if (!old || old->number <= f->number)
+		if (!old || old->number <= f->number) {
+			char account[ACCOUNT_BYTES];
 			remember(c, f->session_id, &(struct remembered){ .listing = a->listing,
 									 .asked_ms = f->asked_ms,
 									 .number = f->number,
 									 .is_doubted = f->is_worthless });
+			account_of(c, account);
+			if (strcmp(account, f->account) == 0)
+				store_remembered(c, f->session_id, a->listing);
+		}
 	} else if (f->kind == FLIGHT_SESSION) {
 		remember_session(c, f->session_id, &a->session, f->asked_ms, f->number);
 		update_list(c, f->session_id, &a->session);
@@ -704,6 +779,8 @@ static void flight_run(void *arg)
 	CLEANUP(answer_release) struct answer a = { 0 };
 	struct patch *overtaken_by;
 
+	if (f->kind == FLIGHT_DOCUMENTS)
+		recollect(f->cache, f->session_id);
 	for (int again = 0;; again++) {
 		CLEANUP(listing_release) struct listing *known = flight_prepare(f);
 		flight_ask(f, known, &a);
@@ -818,6 +895,7 @@ static struct listing *replace_remembered(struct cache *c, const char *session_i
 	struct remembered changed = *m;
 	changed.listing = patched;
 	remember(c, session_id, &changed);
+	store_remembered(c, session_id, patched);
 	return NULL;
 }
 
@@ -825,6 +903,8 @@ static struct listing *replace_remembered(struct cache *c, const char *session_i
 static void note_written(struct cache *c, const char *session_id, const char *without, struct listing *with)
 {
 	const char *list[] = { without };
+
+	recollect(c, session_id); /* or it would come back later as it was before */
 	struct listing *old = tell_flights(c, session_id, without, with);
 
 	while (old) {
@@ -899,19 +979,29 @@ static int cache_list_documents(struct backend *b, struct call *call, const char
 	return 0;
 }
 
-static int cache_recall_documents(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret)
+static int recall_documents(struct cache *c, const char *session_id, int64_t max_age_ms, struct listing **ret)
 {
-	struct cache *c = cache_from(b);
 	SCOPED_LOCK(&c->lock);
 	int64_t now_ms = c->now_ms();
-	const struct remembered *m = table_get(c->listings, session_id, now_ms);
+	bool is_served = table_get(c->listings, session_id, now_ms) != NULL;
+	const struct remembered *m = table_find(c->listings, session_id);
 
-	if (!m || (max_age_ms >= 0 && (m->is_doubted || now_ms - m->asked_ms > max_age_ms)))
+	if (!m || (!is_served && (max_age_ms != INT64_MAX || !m->listing)))
+		return -EAGAIN;
+	if (max_age_ms >= 0 && max_age_ms != INT64_MAX && (m->is_doubted || now_ms - m->asked_ms > max_age_ms))
 		return -EAGAIN;
 	if (!m->listing)
 		return -ENOENT;
 	*ret = listing_ref(m->listing);
 	return 0;
+}
+
+static int cache_recall_documents(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret)
+{
+	struct cache *c = cache_from(b);
+
+	recollect(c, session_id);
+	return recall_documents(c, session_id, max_age_ms, ret);
 }
 
 static enum memory recall_session(struct cache *c, const char *session_id, struct session *ret)
@@ -1193,6 +1283,7 @@ static int cache_upload_find(struct backend *b, struct call *call, struct upload
 static void cache_free(struct cache *c)
 {
 	pool_free(c->pool);
+	store_close(c->store);
 	table_free(c->listings);
 	table_free(c->sessions);
 	session_list_release(&c->list);
@@ -1215,8 +1306,14 @@ static void cache_close(struct backend *b)
 	backend_close(inner);
 }
 
+static void cache_account(const struct backend *b, char ret[65])
+{
+	account_of((const struct cache *)b, ret);
+}
+
 static const struct backend_ops cache_ops = {
 	.name = "cache",
+	.account = cache_account,
 	.close = cache_close,
 	.check = cache_check,
 	.describe = cache_describe,
@@ -1269,6 +1366,11 @@ int cache_wrap(struct backend *inner, const struct cache_options *options, struc
 	if (!c->pool || !c->listings || !c->sessions) {
 		cache_free(c);
 		return -ENOMEM;
+	}
+	if (options->dir && options->account && options->account[0]) {
+		(void)snprintf(c->account, sizeof(c->account), "%s", options->account);
+		/* Without it we remember while we live; the log says why. */
+		(void)store_open(&(struct store_options){ .dir = options->dir }, &c->store);
 	}
 	*ret = &c->self;
 	return 0;

@@ -11,7 +11,10 @@
 #include <string.h>
 #include <strings.h>
 
-enum { ID_BYTES_MAX = 200, NAME_BYTES_MAX = 1024 };
+#include "client/base/cleanup.h"
+#include "client/base/secret.h"
+
+enum { ID_BYTES_MAX = 200, NAME_BYTES_MAX = 1024, ABOUT_BYTES_MAX = 16384 };
 
 extern const struct backend_ops raydocs_backend, rossum_backend;
 
@@ -56,27 +59,108 @@ const struct backend_option *backend_options(const char *service)
 	return ops->options ? ops->options : none;
 }
 
+/* ---- whose credentials ---------------------------------------------------------------------------------------- */
+
+/* Stands between a backend and whoever reads credentials for it, and notes whose they were. */
+struct watch {
+	int (*read_credentials)(void *arg, struct credentials *ret);
+	const char *(*option)(void *arg, const char *name, int nth);
+	void *arg; /* for both */
+	char *url; /* this and the above are set before the first reading */
+	pthread_mutex_t lock;
+	char account[65]; /* guarded by it */
+};
+
+static void watch_free(struct watch *w)
+{
+	if (!w)
+		return;
+	pthread_mutex_destroy(&w->lock);
+	free(w->url);
+	free(w);
+}
+
+/* As fs/options.c makes it before there is a backend. */
+static void fingerprint(const struct watch *w, const struct credentials *c, char ret[65])
+{
+	CLEANUP(buf_release) struct buf about = BUF(ABOUT_BYTES_MAX);
+
+	buf_addf(&about, "%s\n%s", w->url ? w->url : "", c->user ? c->user : "");
+	secret_fingerprint(c->token ? c->token : c->password, buf_text(&about) ? buf_text(&about) : "", ret);
+}
+
+static int read_watched(void *arg, struct credentials *ret)
+{
+	struct watch *w = arg;
+	char account[65];
+	int r = w->read_credentials(w->arg, ret);
+
+	if (r < 0)
+		return r;
+	fingerprint(w, ret, account);
+	SCOPED_LOCK(&w->lock);
+	memcpy(w->account, account, sizeof(account));
+	return 0;
+}
+
+static const char *option_watched(void *arg, const char *name, int nth)
+{
+	struct watch *w = arg;
+
+	return w->option(w->arg, name, nth);
+}
+
+void backend_account(const struct backend *b, char ret[65])
+{
+	ret[0] = '\0';
+	if (b->ops->account) {
+		b->ops->account(b, ret);
+	} else if (b->watch) {
+		SCOPED_LOCK(&b->watch->lock);
+		memcpy(ret, b->watch->account, sizeof(b->watch->account));
+	}
+}
+
 int backend_open(const struct backend_config *config, struct buf *why, struct backend **ret)
 {
 	const struct backend_ops *ops = find_ops(config->service);
+	struct backend_config watched = *config;
 	struct backend *opened = NULL;
 
 	if (!ops) {
 		buf_addf(why, "there is no service '%s'", config->service ? config->service : "");
 		return -EINVAL;
 	}
-	int r = ops->open(config, why, &opened);
-	if (r < 0)
+	struct watch *w = calloc(1, sizeof(*w));
+	if (!w)
+		return -ENOMEM;
+	w->read_credentials = config->read_credentials;
+	w->option = config->option;
+	w->arg = config->arg;
+	(void)pthread_mutex_init(&w->lock, NULL); /* can't fail on Linux */
+	watched.read_credentials = config->read_credentials ? read_watched : NULL;
+	watched.option = config->option ? option_watched : NULL;
+	watched.arg = w;
+	int r = ops->open(&watched, why, &opened);
+	if (r < 0) {
+		watch_free(w);
 		return r;
+	}
 	opened->ops = ops;
+	opened->watch = w;
+	const char *url = config->url ? config->url : opened->caps.default_url;
+	w->url = url ? strdup(url) : NULL; /* without memory for it the account is another one, and nothing is found */
 	*ret = opened;
 	return 0;
 }
 
 void backend_close(struct backend *b)
 {
+	struct watch *w = b ? b->watch : NULL;
+
 	if (b)
 		b->ops->close(b);
+	watch_free(w);
 }
 
 const struct backend_caps *backend_caps(const struct backend *b)

@@ -1,8 +1,7 @@
 /* What a document service can do for us, whichever it is. Authors of one read backend_impl.h as well.
  *
  * Calls are made on worker threads, never on a libfuse thread, and from any number of them at once: they block until the
- * server answers or the call's time is up. The exceptions say so: backend_caps(), backend_recall_*() and listing_*()
- * answer from memory.
+ * server answers or the call's time is up. The exceptions say so: backend_caps() and listing_*() answer from memory.
  *
  * They return 0 or -errno, and what went wrong stands in call->fault:
  *   -ENOENT gone  -EACCES refused  -EINVAL not accepted  -EFBIG too large  -EBUSY conflict  -EXDEV not from there to here
@@ -268,12 +267,17 @@ int backend_find_session_id(struct backend *b, const char *text, char **ret);
 int backend_list_documents(struct backend *b, struct call *call, const char *session_id, struct listing *known,
 			   struct listing **ret);
 
-/* What is remembered, without asking anybody; any thread, libfuse's too. -EAGAIN: nothing, or older than max_age_ms
- * (-1: whatever is still served). A backend that remembers nothing always says so. -ENOENT: known to be gone. */
+/* What is remembered, without asking the service; it may wait for a local disk. -EAGAIN: nothing, or older than max_age_ms
+ * (-1: whatever is still served; INT64_MAX: however old, as at a start). A backend that remembers nothing always says so.
+ * -ENOENT: known to be gone. */
 int backend_recall_documents(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret);
 
 /* Forget what is remembered of one session (NULL: all). */
 void backend_forget(struct backend *b, const char *session_id);
+
+/* The fingerprint of the credentials last read, over the service's address: 64 hex digits; "" before the first reading.
+ * From memory; any thread. What is remembered for one account is not another's. */
+void backend_account(const struct backend *b, char ret[65]);
 
 /* How its requests stand (a line or two for people): the limit, a pause, a change of ways. From memory; any thread. */
 void backend_tell_state(struct backend *b, struct buf *ret);

@@ -26,6 +26,7 @@ struct backend_ops {
 	int (*recall_documents)(struct backend *b, const char *session_id, int64_t max_age_ms, struct listing **ret);
 	void (*forget)(struct backend *b, const char *session_id);
 	void (*tell_state)(struct backend *b, struct buf *ret);
+	void (*account)(const struct backend *b, char ret[65]); /* for a backend around another one alone */
 	void (*stop)(struct backend *b);
 	int (*fetch_document)(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 			      int fd);
@@ -43,6 +44,7 @@ struct backend_ops {
 struct backend {
 	const struct backend_ops *ops;
 	struct backend_caps caps; /* set by open; constant afterwards */
+	struct watch *watch;      /* backend.c's own: who reads credentials */
 };
 
 /* Building a listing. Not safe for two threads at a time. */

@@ -1161,6 +1161,17 @@ static int cache_fetch_document(struct backend *b, struct call *call, const char
 	return r;
 }
 
+static int cache_measure_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
+				  int64_t *ret_bytes)
+{
+	struct cache *c = cache_from(b);
+	int r = backend_measure_document(c->inner, call, session_id, document_id, ret_bytes);
+
+	if (r < 0)
+		note_failed(c, session_id, &call->fault);
+	return r;
+}
+
 static int cache_attach(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,
 			const char *const *document_ids, int count, struct listing **ret)
 {
@@ -1328,6 +1339,7 @@ static const struct backend_ops cache_ops = {
 	.tell_state = cache_tell_state,
 	.stop = cache_stop,
 	.fetch_document = cache_fetch_document,
+	.measure_document = cache_measure_document,
 	.attach = cache_attach,
 	.detach = cache_detach,
 	.run = cache_run,

@@ -348,6 +348,20 @@ int backend_fetch_document(struct backend *b, struct call *call, const char *ses
 	return b->ops->fetch_document ? b->ops->fetch_document(b, call, session_id, document_id, fd) : lacks_op(call);
 }
 
+int backend_measure_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
+			     int64_t *ret_bytes)
+{
+	int r = call_begin(call);
+
+	if (r < 0)
+		return r;
+	if (!session_id_is_sound(session_id))
+		return no_session(call);
+	if (!document_id_is_sound(document_id))
+		return no_document(call);
+	return b->ops->measure_document ? b->ops->measure_document(b, call, session_id, document_id, ret_bytes) : lacks_op(call);
+}
+
 int backend_attach(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,
 		   const char *const *document_ids, int count, struct listing **ret)
 {

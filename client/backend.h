@@ -288,6 +288,9 @@ void backend_stop(struct backend *b);
 /* All bytes of a document into fd, from its offset 0 on; the caller checks the hash. */
 int backend_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id, int fd);
 
+/* The size of a document that listings tell none of, for less than its bytes where the service lets us. -EOPNOTSUPP: they tell it. */
+int backend_measure_document(struct backend *b, struct call *call, const char *session_id, const char *document_id, int64_t *ret_bytes);
+
 /* Puts documents of from_session (NULL: not known) into a session by id; ret: the documents as they are there, in the
  * order asked where the service tells. -EXDEV: the service cannot attach from there. */
 int backend_attach(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,

@@ -30,6 +30,8 @@ struct backend_ops {
 	void (*stop)(struct backend *b);
 	int (*fetch_document)(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 			      int fd);
+	int (*measure_document)(struct backend *b, struct call *call, const char *session_id, const char *document_id,
+				int64_t *ret_bytes);
 	int (*attach)(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,
 		      const char *const *document_ids, int count, struct listing **ret);
 	int (*detach)(struct backend *b, struct call *call, const char *session_id, const char *document_id);

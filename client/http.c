@@ -112,6 +112,8 @@ struct exchange {
 	/* the answer */
 	struct buf answer;
 	int64_t written_bytes;                    /* to answer_fd */
+	int64_t size_bytes;                       /* with wants_size */
+	bool is_enough;                           /* it is known, and the rest is not read */
 	int64_t retry_after_ms, limit, remaining; /* -1: not said */
 	int64_t moved_ms, moved_up, moved_down;
 	int moved_unsent;
@@ -380,12 +382,28 @@ int http_renew_token(struct http *h, struct call *call, uint64_t number)
 
 /* ---- what curl calls --------------------------------------------------------------------------------------- */
 
+/* Only the size is wanted. A header may tell it; then a small rest is read all the same, to keep the connection. */
+static size_t measure_answer(struct exchange *x, size_t count)
+{
+	curl_off_t told = -1;
+
+	x->size_bytes += (int64_t)count;
+	curl_easy_getinfo(x->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &told);
+	if (told <= SMALL_BUFFER_BYTES)
+		return count;
+	x->size_bytes = told;
+	x->is_enough = true;
+	return 0;
+}
+
 static size_t on_answer(char *bytes, size_t one, size_t count, void *arg)
 {
 	struct exchange *x = arg;
 	long status = 0;
 
 	curl_easy_getinfo(x->easy, CURLINFO_RESPONSE_CODE, &status);
+	if (x->q->wants_size && status / 100 == 2)
+		return measure_answer(x, count);
 	if (x->q->answer_fd && status / 100 == 2) {
 		for (size_t done = 0; done < count;) {
 			ssize_t n = pwrite(*x->q->answer_fd, bytes + done, count - done, x->written_bytes);
@@ -693,7 +711,7 @@ static bool set_options(struct exchange *x, const struct secret *token)
 		SET(CURLOPT_PROXY, h->proxy);
 	SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
 	SET(CURLOPT_USERAGENT, "sessionfs/" SESSIONFS_VERSION);
-	if (!x->q->answer_fd && x->q->target == HTTP_API)
+	if (!x->q->answer_fd && !x->q->wants_size && x->q->target == HTTP_API)
 		SET(CURLOPT_ACCEPT_ENCODING, ""); /* listings shrink to a tenth */
 	SET(CURLOPT_NOSIGNAL, 1L);
 #if LIBCURL_VERSION_NUM >= 0x075700
@@ -821,7 +839,8 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 	x->source_at = 0;
 	if (x->written_bytes > 0)
 		(void)!ftruncate(*x->q->answer_fd, 0); /* an earlier attempt's; what cannot be cut is written over */
-	x->written_bytes = 0;
+	x->written_bytes = x->size_bytes = 0;
+	x->is_enough = false;
 	x->moved_up = x->moved_down = 0;
 	buf_clear(&x->answer);
 	x->retry_after_ms = x->limit = x->remaining = -1;
@@ -835,6 +854,8 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 	bool is_set = set_options(x, token);
 	if (is_set) {
 		a->curl_code = transfer_run(x);
+		if (x->is_enough)
+			a->curl_code = CURLE_OK; /* it was us who hung up */
 		curl_easy_getinfo(x->easy, CURLINFO_RESPONSE_CODE, &status);
 		curl_easy_getinfo(x->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
 		a->status = (int)status;
@@ -845,7 +866,7 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 			snprintf(x->error, sizeof(x->error), "%s", curl_easy_strerror((CURLcode)a->curl_code));
 		log_attempt(x);
 	}
-	if (is_set && a->curl_code == CURLE_OK)
+	if (is_set && a->curl_code == CURLE_OK && !x->is_enough)
 		handle_return(x->http, x->handle, x->origin);
 	else
 		handle_free(x->handle); /* nothing of a connection in doubt is used again */
@@ -1244,6 +1265,7 @@ int http_do(struct http *h, struct call *call, const struct http_request *q, str
 	ret->status = x.attempt.curl_code == CURLE_OK ? x.attempt.status : 0;
 	if (x.answer.failed)
 		buf_clear(&x.answer); /* more than we take: nothing of it is of use */
+	ret->size_bytes = x.size_bytes;
 	ret->body_bytes = x.answer.len;
 	ret->body = buf_take(&x.answer);
 	if (q->target == HTTP_API) {

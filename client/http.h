@@ -72,12 +72,14 @@ struct http_request {
 	bool is_apart;                    /* HTTP_API with a limit of its own: its 429 slows nobody else, and is final */
 	bool is_long;                     /* HTTP_API, yet bytes may take as long as they move */
 	bool accepts_any;                 /* no log line for a refusal: the caller expects one */
+	bool wants_size;                  /* of a 2xx only how many bytes it has: reply.size_bytes; they are read as far as need be */
 };
 
 struct http_reply {
 	int status; /* 0: none */
 	char *body; /* NUL behind it; "" when it went to a descriptor */
 	size_t body_bytes;
+	int64_t size_bytes; /* with wants_size */
 	char *location; /* where the API's 3xx points to, whole and not followed; NULL: nowhere */
 };
 

@@ -1780,8 +1780,14 @@ static int ask_document_id(struct rossum *s, struct call *call, const char *anno
 	return 0;
 }
 
+/* What is wanted of a document: its bytes, or (fd NULL) how many there are. */
+struct content {
+	const int *fd;
+	int64_t size_bytes; /* out */
+};
+
 /* Where the service sent us on to: with the token if that is the service itself, else without. */
-static int get_content_at(struct rossum *s, struct call *call, const char *location, const int *fd)
+static int get_content_at(struct rossum *s, struct call *call, const char *location, struct content *c)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
@@ -1790,50 +1796,75 @@ static int get_content_at(struct rossum *s, struct call *call, const char *locat
 					.method = "GET",
 					.path = is_ours ? buf_text(&path) : NULL,
 					.url = is_ours ? NULL : location,
-					.answer_fd = fd,
+					.answer_fd = c->fd,
+					.wants_size = !c->fd,
 					.is_long = true };
+	int r = http_do(s->http, call, &q, &reply);
 
-	return http_do(s->http, call, &q, &reply);
+	c->size_bytes = reply.size_bytes;
+	return r;
 }
 
-static int get_content(struct rossum *s, struct call *call, const char *document_id, const int *fd)
+static int get_content(struct rossum *s, struct call *call, const char *document_id, struct content *c)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
 
 	buf_addf(&path, "/documents/%s/content", document_id);
 	/* A redirect is no failure here, so what is one is told by us. */
-	const struct http_request q = {
-		.method = "GET", .path = buf_text(&path), .answer_fd = fd, .is_long = true, .accepts_any = true
-	};
+	const struct http_request q = { .method = "GET",
+					.path = buf_text(&path),
+					.answer_fd = c->fd,
+					.wants_size = !c->fd,
+					.is_long = true,
+					.accepts_any = true };
 	int r = q.path ? ask(s, call, &q, &reply) : no_memory(call);
 	if (r < 0 && reply.location)
-		return get_content_at(s, call, reply.location, fd);
+		return get_content_at(s, call, reply.location, c);
 	if (r < 0 && call->fault.kind != FAULT_GONE && call->fault.kind != FAULT_CANCELED &&
 	    call->fault.kind != FAULT_BUDGET)
 		log_warning("rossum: GET %s: %s", q.path ? q.path : "", call->fault.words);
+	c->size_bytes = reply.size_bytes;
 	return r;
+}
+
+static int get_annotation_content(struct rossum *s, struct call *call, const char *annotation_id, struct content *c)
+{
+	struct json_id room, unused;
+	const char *known, *upload;
+	int r;
+
+	if (!is_digits(annotation_id))
+		return no_document(call);
+	link_look(s, annotation_id, &room, &unused, &known, &upload);
+	if (known) {
+		r = get_content(s, call, known, c);
+		if (r == 0 || call->fault.kind != FAULT_GONE)
+			return r;
+	}
+	/* Pages edited in place give an annotation another document: it is asked before 404 is believed. */
+	r = ask_document_id(s, call, annotation_id, &room);
+	return r < 0 ? r : get_content(s, call, room.text, c);
 }
 
 static int rossum_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 				 int fd)
 {
-	struct rossum *s = rossum_from(b);
-	struct json_id room, unused;
-	const char *known, *upload;
-	int r;
+	struct content c = { .fd = &fd };
 
-	if (!is_digits(document_id))
-		return no_document(call);
-	link_look(s, document_id, &room, &unused, &known, &upload);
-	if (known) {
-		r = get_content(s, call, known, &fd);
-		if (r == 0 || call->fault.kind != FAULT_GONE)
-			return r;
-	}
-	/* Pages edited in place give an annotation another document: it is asked before 404 is believed. */
-	r = ask_document_id(s, call, document_id, &room);
-	return r < 0 ? r : get_content(s, call, room.text, &fd);
+	return get_annotation_content(rossum_from(b), call, document_id, &c);
+}
+
+/* No request tells a size alone: Content-Length is read, and the connection closed on what follows. */
+static int rossum_measure_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
+				   int64_t *ret_bytes)
+{
+	struct content c = { 0 };
+	int r = get_annotation_content(rossum_from(b), call, document_id, &c);
+
+	if (r == 0)
+		*ret_bytes = c.size_bytes;
+	return r;
 }
 
 /* An annotation that was moved meanwhile is somebody else's to delete, and one that is deleted already is not there. */
@@ -2551,7 +2582,8 @@ static int bytes_are_equal(struct rossum *s, struct call *call, const cJSON *ann
 		return 1; /* changed on the way in: name and time have to do */
 	if (fd < 0 || !ref_in(annotation, "document", &room))
 		return 0;
-	int r = get_content(s, call, room.text, &fd);
+	struct content c = { .fd = &fd };
+	int r = get_content(s, call, room.text, &c);
 	if (r < 0 && call->fault.kind == FAULT_GONE) {
 		forget_fault(call);
 		return 0;
@@ -3009,6 +3041,7 @@ const struct backend_ops rossum_backend = {
 	.tell_state = rossum_tell_state,
 	.stop = rossum_stop,
 	.fetch_document = rossum_fetch_document,
+	.measure_document = rossum_measure_document,
 	.attach = rossum_attach,
 	.detach = rossum_detach,
 	.upload_sign = rossum_upload_sign,

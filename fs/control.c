@@ -287,7 +287,10 @@ static void add_why(struct mount *m, uint64_t ino, struct buf *ret)
 	if (e->local->refused_ms > 0)
 		buf_addf(ret, "When: %s\n", when);
 	buf_addf(ret, "Why: %s\n", e->local->words ? e->local->words : strerror(-e->local->verdict));
-	buf_addf(ret, "To try again, move the file back into the folder '%s'. To discard it, delete it here.\n", e->folder->name);
+	if (e->local->write_error)
+		buf_add(ret, "To try again, copy the file in from where it came. To discard this part of it, delete it here.\n");
+	else
+		buf_addf(ret, "To try again, move the file back into the folder '%s'. To discard it, delete it here.\n", e->folder->name);
 }
 
 void control_read(struct mount *m, uint64_t ino, struct buf *ret)

@@ -510,6 +510,8 @@ static void flight_run(void *arg)
 	f->refresh_error = r;
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;
+	if (r == 0)
+		learn_wake(m);
 	f->flight = NULL;
 	if (f->snapshot && f->snapshot->is_growing) {
 		struct snapshot *s = f->snapshot;

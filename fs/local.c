@@ -86,7 +86,7 @@ static int make_item(struct mount *m, const struct entry *e, const struct folder
 	const struct local *l = e->local;
 	*ret = (struct queue_item){ .ino = e->node.ino, .session_id = strdup(f->session.id), .session_name = strdup(f->name),
 				    .name = strdup(name), .spool_id = spool_id(l->spool), .mtime_ns = l->mtime_ns, .kind = kind,
-				    .account = strdup(m->account), .queued_wall_ms = clock_wall_ms() };
+				    .account = strdup(m->account), .queued_wall_ms = clock_wall_ms(), .error = l->write_error };
 	if (l->supersedes_id)
 		ret->supersedes_id = strdup(l->supersedes_id);
 	if (ret->session_id && ret->session_name && ret->name && ret->account && (!l->supersedes_id || ret->supersedes_id))
@@ -281,7 +281,7 @@ int local_remove(struct mount *m, struct entry *e)
 {
 	struct tree *t = &m->tree;
 
-	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL;
+	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL, *home_name = NULL;
 
 	pthread_mutex_lock(&m->rows_lock);
 	pthread_mutex_lock(&t->lock);
@@ -291,6 +291,8 @@ int local_remove(struct mount *m, struct entry *e)
 	bool is_submitted = is_local && l->is_submitted;
 	if (is_submitted)
 		l->is_unlinked = true;
+	if (is_local && l->kind == FILE_FAILED && l->home_name)
+		home_name = strdup(l->home_name);
 	/* An earlier version that this open file sent goes along. */
 	if (is_local && entry_document_id(e) && !e->was_there_before && m->options->remove != REMOVE_NO && m->caps->detaches &&
 	    e->attached_ms > 0 && clock_now_ms() - e->attached_ms < RECENT_MS) {
@@ -331,6 +333,12 @@ int local_remove(struct mount *m, struct entry *e)
 		log_warning("document %s, an earlier version of a removed file, could not be detached", old_id);
 	pthread_mutex_lock(&t->lock);
 	local_unpin(e, l);
+	/* The kernel may remember the inode for long under another name; its room on the disk is free now. */
+	if (e->local && !e->is_shown && !e->local->is_taken_back && !e->local->is_submitted && e->local->handles == 0 && e->local->pins == 0)
+		local_release(e);
+	struct folder *home = home_name ? tree_find_folder(t, f->session.id) : NULL;
+	if (home)
+		notice_entry(m, home, home_name); /* where it was refused the kernel still has it */
 	node_drop(t, &f->node);
 	pthread_mutex_unlock(&t->lock);
 	return r;
@@ -339,7 +347,7 @@ int local_remove(struct mount *m, struct entry *e)
 bool local_wants_sending(struct mount *m, const struct entry *e)
 {
 	const struct local *l = e->local;
-	if (!l || !e->is_shown || !l->is_dirty || name_is_scratch(m->rules, e->name))
+	if (!l || !e->is_shown || !l->is_dirty || l->write_error || name_is_scratch(m->rules, e->name))
 		return false;
 	return l->copy_of || spool_size(l->spool) > 0;
 }
@@ -453,6 +461,10 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 
 	pthread_mutex_lock(&m->tree.lock);
 	int r = e->local ? make_item(m, e, to ? to : e->folder, name ? name : e->name, FILE_PENDING, &item) : -ENOENT;
+	if (r == 0 && e->local->write_error) {
+		log_warning("upload: '%s' is not sent: it could not be written whole", item.name);
+		r = -EIO;
+	}
 	if (r == 0) {
 		l = local_pin(e);
 		s = spool_ref(l->spool);
@@ -1276,6 +1288,11 @@ static void load_item(void *arg, const struct queue_item *item)
 	l->is_submitted = item->kind == FILE_PENDING;
 	l->mtime_ns = item->mtime_ns;
 	l->words = item->words ? strdup(item->words) : NULL;
+	if (item->error && item->sha256[0] == '\0' && spool_size(s) > 0) { /* not the engine's error: a write failed */
+		l->write_error = item->error;
+		l->gap_start = spool_size(s);
+		l->gap_end = INT64_MAX;
+	}
 	if (item->kind == FILE_FAILED) {
 		l->home_name = strdup(item->name);
 		l->verdict = item->error;

@@ -29,6 +29,7 @@ static int make_pools(struct mount *m)
 	m->flights = pool_new("flights", 16);
 	m->calls = pool_new("calls", 16);
 	m->fetches = pool_new("fetches", 8);
+	m->learner = pool_new("learner", 1);
 	m->disk = pool_new("disk", 8);
 	m->notices = pool_new("notices", 4);
 	m->park = m->calls ? park_new(m->calls) : NULL;
@@ -485,6 +486,7 @@ void mount_free(struct mount *m)
 	/* Each may still hand something to any other: all come to rest before one is freed, those that write to the disk last. */
 	pool_stop(m->flights);
 	pool_stop(m->fetches);
+	pool_stop(m->learner);
 	pool_stop(m->calls);
 	pool_stop(m->disk);
 	uploads_free(m->uploads);
@@ -493,6 +495,7 @@ void mount_free(struct mount *m)
 	pool_stop(m->notices);
 	pool_free(m->flights);
 	pool_free(m->fetches);
+	pool_free(m->learner);
 	pool_free(m->calls);
 	pool_free(m->disk);
 	pool_free(m->notices);
@@ -611,6 +614,23 @@ static int command_refresh(struct mount *m, const char *path, struct buf *answer
 		forget_all(m);
 	}
 	buf_add(answer, "ok\n");
+	return 0;
+}
+
+/* Answers how many sizes are not known, and "busy" while they are learned. */
+static int command_sizes(struct mount *m, const char *path, bool begins, struct buf *answer)
+{
+	const char *rest;
+	bool is_busy;
+	struct folder *f = folder_of_path(m, path, &rest);
+
+	if (!f) {
+		buf_addf(answer, "error no session's folder is called '%s'\n", path);
+		return -ENOENT;
+	}
+	int unknown = learn_first(m, f, begins, &is_busy);
+	buf_addf(answer, "ok\n%d %s\n", unknown, is_busy ? "busy" : "done");
+	drop_folder(m, f);
 	return 0;
 }
 
@@ -761,6 +781,8 @@ int mount_command(struct mount *m, const char *line, struct buf *answer)
 		return command_forget(m, rest, answer);
 	if (IS("refresh"))
 		return command_refresh(m, rest, answer);
+	if (IS("sizes") || IS("sizes-left"))
+		return command_sizes(m, rest, IS("sizes"), answer);
 	if (IS("run"))
 		return command_run(m, rest, answer);
 	if (IS("retry"))

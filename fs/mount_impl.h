@@ -36,6 +36,7 @@ struct mount {
 	struct pool *flights; /* listings */
 	struct pool *calls;   /* mkdir, link, unlink, rename, sessions */
 	struct pool *fetches; /* documents' bytes */
+	struct pool *learner; /* sizes */
 	struct pool *disk;    /* fsync, hashing, SQLite */
 	struct pool *notices; /* to the kernel */
 	struct fuse_session *fuse;
@@ -51,6 +52,7 @@ struct mount {
 	/* Under tree.lock. */
 	struct fetch *fetching;      /* documents on their way into the content cache */
 	char *template_id;           /* of template=, once looked up */
+	bool is_learning;            /* a job of learner goes through the folders */
 	bool removal_explained;      /* the log said how to allow it */
 	bool is_verified;
 	int verify_error;
@@ -223,6 +225,16 @@ void read_want(struct mount *m, fuse_req_t req, struct entry *e, read_ready *rea
 int read_fetch_now(struct mount *m, const char *session_id, const struct document *d, int *ret_fd);
 /* What the content cache keeps a document under. */
 void read_content_key(const struct document *d, char ret[129]);
+
+/* ---- learn.c: sizes the service's listings do not tell --------------------------------------------------------- */
+
+/* There may be documents whose size is not known: they are gone through when nobody needs the service. tree.lock held. */
+void learn_wake(struct mount *m);
+/* The size of what e stands for is known from its bytes, and is kept. tree.lock held. */
+void learn_note(struct mount *m, struct entry *e, int64_t size_bytes);
+/* How many of a folder's sizes are not known; begins: they are learned before all others. *ret_is_busy: it goes on. f is held by the
+ * caller; tree.lock not held. */
+int learn_first(struct mount *m, struct folder *f, bool begins, bool *ret_is_busy);
 
 /* ---- call.c: calls that ask the service for a change ---------------------------------------------------------- */
 

@@ -118,6 +118,9 @@ struct folder {
 	int refresh_error;            /* of the last flight: 0 or -errno */
 	int64_t refreshed_ms;         /* clock_now_ms() when the last flight ended; 0: never */
 	int64_t session_asked_ms;     /* when its name was last asked for */
+	uint64_t learn_serial;        /* of the listing whose unknown sizes are gone through, and how far that has come */
+	int learn_at;
+	bool learns_first;            /* somebody asked for its sizes */
 	bool gave_negatives;          /* the kernel may remember that a name is not there */
 	struct wait_list waiters;     /* for the flight, and for each of its pages */
 	int locked_ops;               /* requests not yet answered for which the kernel holds this folder's lock: changes, parked look-ups and readdirs */

@@ -865,48 +865,16 @@ struct first_open {
 	struct handle *handle;
 };
 
-struct size_job {
-	struct mount *m;
-	struct entry *entry; /* held */
-};
-
-static void save_size(void *arg)
-{
-	struct size_job *j = arg;
-	folder_save_entry(j->m, j->entry);
-	pthread_mutex_lock(&j->m->tree.lock);
-	node_drop(&j->m->tree, &j->entry->node);
-	pthread_mutex_unlock(&j->m->tree.lock);
-	free(j);
-}
-
-/* What the service does not tell is known from the bytes, and kept. */
-static void learn_size(struct mount *m, struct entry *e, int fd)
-{
-	struct stat st;
-	struct size_job *j = malloc(sizeof(*j));
-
-	if (!j || fstat(fd, &st) < 0 || st.st_size <= 0) {
-		free(j);
-		return;
-	}
-	*j = (struct size_job){ m, e };
-	SCOPED_LOCK(&m->tree.lock);
-	e->learned_bytes = st.st_size;
-	notice_inode(m, e->node.ino);
-	node_hold(&e->node);
-	if (pool_run(m->disk, save_size, j) < 0) {
-		node_drop(&m->tree, &e->node);
-		free(j);
-	}
-}
-
 /* A document of unknown size is here now. */
 static void opened_unknown(fuse_req_t req, void *arg, int error, int fd)
 {
 	struct first_open *o = arg;
-	if (!error)
-		learn_size(o->m, o->handle->entry, fd);
+	struct stat st;
+
+	if (!error && fstat(fd, &st) == 0) {
+		SCOPED_LOCK(&o->m->tree.lock);
+		learn_note(o->m, o->handle->entry, st.st_size);
+	}
 	if (error) {
 		fuse_reply_err(req, -error);
 		handle_free(o->m, o->handle);

@@ -518,7 +518,7 @@ static const char *item_read(struct row *row, struct queue_item *ret)
 		row_blame(row, "its name");
 	if (!row->wrong && strchr(ret->session_id, '/'))
 		row_blame(row, "its session");
-	if (!row->wrong && ret->kind != FILE_SCRATCH && !ret->sha256[0])
+	if (!row->wrong && ret->kind == FILE_PENDING && !ret->sha256[0])
 		row_blame(row, "its hash");
 	return row->wrong;
 }

@@ -27,7 +27,7 @@ struct queue_item {
 	char *name;
 	uint64_t spool_id;
 	int64_t size_bytes;
-	char sha256[65];    /* "" for FILE_SCRATCH */
+	char sha256[65];    /* "" for FILE_SCRATCH, and for a FILE_FAILED that was never whole */
 	int64_t mtime_ns;
 	enum file_kind kind;
 	enum upload_step step;

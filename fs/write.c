@@ -4,6 +4,7 @@
  * request in its hands. When an upload begins is decided in write_flush() and write_release(), see design "When it uploads". */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -212,6 +213,30 @@ static void mark_changed(struct change *c)
 		close_later(c->m, c->entry);
 }
 
+/* A write that failed, and what makes good for it. */
+static void mind_gap(struct change *c, int r)
+{
+	struct local *l = c->local;
+	int64_t start = c->offset, end = c->offset + (int64_t)c->len;
+
+	SCOPED_LOCK(&c->m->tree.lock);
+	if (r < 0 && c->kind == CHANGE_WRITE) {
+		bool is_first = l->write_error == 0;
+		l->gap_start = is_first || start < l->gap_start ? start : l->gap_start;
+		l->gap_end = is_first || end > l->gap_end ? end : l->gap_end;
+		l->write_error = r;
+		if (c->handle)
+			c->handle->has_written = true; /* its close has something to tell */
+	} else if (r == 0 && l->write_error) {
+		if (c->kind == CHANGE_WRITE && start <= l->gap_start && end > l->gap_start)
+			l->gap_start = end;
+		else if ((c->kind == CHANGE_TRUNCATE || c->kind == CHANGE_OPEN) && start <= l->gap_start)
+			l->gap_start = l->gap_end;
+		if (l->gap_start >= l->gap_end)
+			l->write_error = 0;
+	}
+}
+
 static int change_spool(struct change *c)
 {
 	CLEANUP(spool_release) struct spool *s = NULL;
@@ -224,11 +249,12 @@ static int change_spool(struct change *c)
 		return spool_truncate(s, c->offset);
 	if (c->kind == CHANGE_ALLOCATE)
 		return spool_allocate(s, c->offset, (int64_t)c->len);
-	int64_t at = c->handle && c->handle->is_append ? spool_size(s) : c->offset;
-	int r = spool_write(s, c->bytes, c->len, at);
+	if (c->handle && c->handle->is_append)
+		c->offset = spool_size(s);
+	int r = spool_write(s, c->bytes, c->len, c->offset);
 	if (r == -ENOSPC) {
 		content_make_room(m->content, (int64_t)c->len); /* what is only remembered gives way to what is new */
-		r = spool_write(s, c->bytes, c->len, at);
+		r = spool_write(s, c->bytes, c->len, c->offset);
 	}
 	return r;
 }
@@ -303,6 +329,7 @@ static int change_on_worker(struct change *c)
 		if (r == 0)
 			r = change_spool(c);
 	} while (r == -EROFS); /* sent by somebody else's close meanwhile */
+	mind_gap(c, r);
 	if (r == 0)
 		mark_changed(c);
 	return r;
@@ -339,6 +366,8 @@ static void change(struct mount *m, struct change *c, const char *bytes)
 	job->bytes = (char *)bytes;
 	if (!waits) {
 		r = change_spool(job);
+		if (r != -EROFS)
+			mind_gap(job, r);
 		if (r == 0)
 			mark_changed(job);
 	}
@@ -364,6 +393,8 @@ void write_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_fi
 	int error = 0;
 	if (m->options->read_only)
 		error = EROFS;
+	else if (!e->is_shown && (!l || l->handles == 0))
+		error = ESTALE; /* removed under another name: the kernel looks this one up again */
 	else if (!l || l->counted_out)
 		error = EACCES; /* documents are read-only */
 	else if (l->kind == FILE_FAILED)
@@ -627,6 +658,8 @@ void write_flush(struct mount *m, fuse_req_t req, struct handle *h)
 		c = closing_new(m, req, e);
 		pool = pool_for_close(m, e);
 	}
+	else if (l && l->write_error)
+		verdict = l->write_error;
 	else if (l && l->has_verdict && !l->is_dirty)
 		verdict = l->verdict; /* for a second closer of what failed already */
 	pthread_mutex_unlock(&m->tree.lock);
@@ -670,6 +703,26 @@ static void empty_check(void *arg)
 	empty_free(j);
 }
 
+/* The last writer of a file with a gap is gone: nobody will fill it. tree.lock held. */
+static void give_up(struct mount *m, struct entry *e)
+{
+	struct local *l = e->local;
+	char words[160];
+
+	if (name_is_scratch(m->rules, e->name)) {
+		local_save_later(m, e);
+	} else if (l->is_submitted || entry_document_id(e)) {
+		log_warning("upload: '%s' could not be written anew (%s); the version before stays", e->name, strerror(-l->write_error));
+		l->is_dirty = false;
+		l->write_error = 0;
+	} else {
+		(void)snprintf(words, sizeof(words), "%s while it was being written, so this is not the whole file: copy it in again",
+			       l->write_error == -EFBIG ? "it became larger than the service takes" :
+			       l->write_error == -ENOSPC || l->write_error == -EDQUOT ? "the disk was full" : strerror(-l->write_error));
+		local_fail(m, e, l->write_error, words);
+	}
+}
+
 void write_release(struct mount *m, struct handle *h)
 {
 	struct entry *e = h->entry;
@@ -679,7 +732,9 @@ void write_release(struct mount *m, struct handle *h)
 	if (l) {
 		l->handles--;
 		l->writers -= h->is_writer;
-		if (l->writers == 0 && local_wants_sending(m, e)) {
+		if (l->writers == 0 && l->write_error && e->is_shown && l->kind != FILE_FAILED) {
+			give_up(m, e);
+		} else if (l->writers == 0 && local_wants_sending(m, e)) {
 			close_later(m, e);
 		} else if (l->writers == 0 && e->is_shown && !l->is_submitted && !l->has_row && !entry_document_id(e)) {
 			local_save_later(m, e);

@@ -8,6 +8,7 @@ import shutil
 import stat
 import threading
 import time
+import unittest
 
 from harness import (PYTHON, MountCase, SharedMount, attribute, begin, environment, finish, main, needs, paper_bytes, read, run,
                      sha256_of, wait_for, write)
@@ -397,6 +398,15 @@ class Failed(Rules):
         self.assertFalse(os.path.exists(failed))
         self.assertEqual(1, len(self.sandbox.documents(self.session)))
 
+    def test_what_was_discarded_where_failures_are_shown_can_be_copied_in_again_at_once(self):
+        for discard in (os.unlink, lambda failed: self.mount.command("discard", failed)):
+            source, failed = self.refuse_one("bill.pdf")
+            discard(failed)
+            done = run(["cp", source, self.dir])
+            self.assertEqual(0, done.status, done)
+            self.assert_one_document("bill.pdf", read(source))
+            os.unlink(os.path.join(self.dir, "bill.pdf"))
+
     def refuse_one_more(self):
         self.sandbox.fault(route="upload", status=422, times=2, body={"message": "no", "errors": {"keys": ["no"]}})
         source = self.paper("more.pdf")
@@ -417,6 +427,94 @@ class Failed(Rules):
             self.assertIn(words, attribute(failed, "error"))
             self.sandbox.clear_faults()
         self.assertEqual([], self.ids_there())
+
+
+@unittest.skipUnless(shutil.which("mount"), "no mount")
+class FullDisk(MountCase):
+    """The state folder lies on a disk of a few megabytes."""
+
+    def setUp(self):
+        super().setUp()
+        self.expects(r"disk|full|written|space|queue")
+        folder = self.new_folder()
+        self.sources = self.new_folder()
+        self.sandbox = self.new_sandbox(folder)
+        self.session = self.sandbox.session("Q1")
+        self.mount = self.new_mount(self.sandbox, folder, [self.session], state_dir=os.path.join(self.small_disk(), "state"))
+        self.mount.start().names_seen(1)
+        self.dir = os.path.join(self.mount.path, "Q1")
+        os.listdir(self.dir)
+
+    def small_disk(self):
+        disk = self.new_folder()
+        done = run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk])
+        if done.status != 0:
+            self.skipTest("no tmpfs can be mounted: " + done.err)
+        self.addCleanup(run, ["umount", "-l", disk])  # after tearDown() has ended the mount that lives there
+        return disk
+
+    def tearDown(self):
+        self.mount.stop()
+        for folder in [one for one in self.kept if isinstance(one, str)]:
+            run(["umount", "-l", folder])
+        super().tearDown()
+
+    def test_half_a_file_is_told_and_kept_apart_and_never_sent(self):
+        before = self.sandbox.last_request()
+        source = write(os.path.join(self.sources, "big.pdf"), paper_bytes(size=12_000_000))
+        done = run(["cp", source, self.dir])
+        self.assertEqual(1, done.status, done)
+        self.assertIn("No space left", done.err)
+        self.assertEqual([], os.listdir(self.dir))
+        kept = os.path.join(self.mount.path, "Not uploaded", "Q1", "big.pdf")
+        self.assertEqual("failed", attribute(kept, "state"))
+        self.assertIn("not the whole file", read(kept + ".why.txt").decode())
+        self.assertNotEqual(0, self.mount.command("retry", kept).status)
+        with self.assertRaises(OSError):
+            os.rename(kept, os.path.join(self.dir, "big.pdf"))
+        self.assertEqual([], self.sandbox.writes(before))
+        os.unlink(kept)
+        small = write(os.path.join(self.sources, "small.pdf"), paper_bytes())
+        wait_for(lambda: run(["cp", small, self.dir]).status == 0, 10, "there is room again")
+        self.assertEqual([sha256_of(small)], self.sandbox.hashes(self.session))
+
+    def test_half_a_file_stays_half_a_file_after_a_remount(self):
+        filler = write(os.path.join(self.dir, "filler.part"), b"x" * 2_000_000)
+        fd = os.open(os.path.join(self.dir, "half.pdf"), os.O_WRONLY | os.O_CREAT)
+        with self.assertRaises(OSError):
+            while True:
+                os.write(fd, paper_bytes(size=1_000_000))
+        os.unlink(filler)
+        self.refused(errno.ENOSPC, os.close, fd)
+        kept = os.path.join(self.mount.path, "Not uploaded", "Q1", "half.pdf")
+        half = read(kept)
+        time.sleep(0.5)
+        self.mount.stop()
+        self.mount.start().names_seen(1)
+        self.assertEqual(half, read(kept))
+        self.assertNotEqual(0, self.mount.command("retry", kept).status)
+        time.sleep(0.5)
+        self.assertEqual([], self.sandbox.documents(self.session))
+
+    def test_a_program_that_makes_room_and_writes_again_loses_nothing(self):
+        data = paper_bytes(size=3_000_000)
+        filler = write(os.path.join(self.dir, "filler.part"), b"x" * 4_000_000)
+        fd = os.open(os.path.join(self.dir, "patient.pdf"), os.O_WRONLY | os.O_CREAT)
+        at = failures = 0
+        while at < len(data):
+            try:
+                at += os.write(fd, data[at:at + 100_000])
+            except OSError as e:
+                self.assertEqual(errno.ENOSPC, e.errno)
+                failures += 1
+                self.assertLess(failures, 200)
+                if os.path.exists(filler):
+                    os.unlink(filler)
+                time.sleep(0.02)
+        self.assertGreater(failures, 0)
+        os.close(fd)
+        self.assertEqual([sha256_of(data)], self.sandbox.hashes(self.session))
+        self.assertFalse(os.path.exists(os.path.join(self.mount.path, "Not uploaded")))
 
 
 class Versions(Rules):

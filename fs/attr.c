@@ -234,19 +234,38 @@ static int get_of_entry(struct mount *m, const struct entry *e, const char *name
 	return has_document ? get_of_document(e, &d, name, ret) : -ENODATA;
 }
 
-static void count_states(const struct folder *f, int counts[STATE_FAILED + 1])
+/* What is shown in a session's folder, by state, each document once however many names it has. An own write counts from the moment it is
+ * done. Counted anew when the listing or the names are others: a folder's attributes are read together. */
+static void count_states(struct folder *f)
 {
-	for (int i = 0; f->listing && i < listing_count(f->listing); i++) {
-		struct document d;
+	struct folder_counts now = { .serial = listing_serial(f->listing), .shape = f->shape, .unlisted = f->unlisted.used,
+				     .locals = f->local_count, .is_counted = true };
+	struct document d;
+	struct entry *e;
+
+	if (f->counts.is_counted && f->counts.serial == now.serial && f->counts.shape == now.shape &&
+	    f->counts.unlisted == now.unlisted && f->counts.locals == now.locals)
+		return;
+	for (int i = 0; f->by_document && i < listing_count(f->listing); i++) {
+		for (e = f->by_document[i]; e && !e->is_shown;)
+			e = e->same;
+		if (!e)
+			continue; /* removed here, or not shown yet */
 		listing_get(f->listing, i, &d);
-		counts[d.state]++;
+		now.documents++;
+		now.by_state[d.state]++;
 	}
+	for (size_t at = 0; (e = index_next(&f->unlisted, &at));) {
+		if (!e->is_shown || folder_find_document(f, e->document_id) != e)
+			continue;
+		now.documents++;
+		now.by_state[entry_document(e, &d) ? d.state : STATE_STORED]++;
+	}
+	f->counts = now;
 }
 
-static int get_of_folder(const struct folder *f, const char *name, struct buf *ret)
+static int get_of_folder(struct folder *f, const char *name, struct buf *ret)
 {
-	int counts[STATE_FAILED + 1] = { 0 };
-
 	if (strcmp(name, "id") == 0)
 		return add_text(ret, f->session.id);
 	if (f->kind != FOLDER_SESSION)
@@ -263,15 +282,15 @@ static int get_of_folder(const struct folder *f, const char *name, struct buf *r
 		add_time(ret, listing_as_of_wall_ms(f->listing));
 		return 0;
 	}
+	count_states(f);
 	if (strcmp(name, "documents") == 0)
-		return get_number(ret, listing_count(f->listing));
-	count_states(f, counts);
+		return get_number(ret, f->counts.documents);
 	if (strcmp(name, "ready") == 0)
-		return get_number(ret, counts[STATE_READY]);
+		return get_number(ret, f->counts.by_state[STATE_READY]);
 	if (strcmp(name, "processing") == 0)
-		return get_number(ret, counts[STATE_PROCESSING]);
+		return get_number(ret, f->counts.by_state[STATE_PROCESSING]);
 	if (strcmp(name, "failed") == 0)
-		return get_number(ret, counts[STATE_FAILED]);
+		return get_number(ret, f->counts.by_state[STATE_FAILED]);
 	return -ENODATA;
 }
 

@@ -180,6 +180,7 @@ struct flight {
 	struct folder *folder; /* held */
 	enum urgency urgency;
 	struct transfer transfer; /* tells whether it stands in our own line */
+	bool recalls;
 	struct saving saving;
 };
 
@@ -453,6 +454,25 @@ void folders_refresh_names(struct mount *m)
 	}
 }
 
+/* What was listed before this mount began is shown while the service is asked. */
+static void recall(struct flight *fl)
+{
+	struct mount *m = fl->m;
+	struct folder *f = fl->folder;
+	CLEANUP(listing_release) struct listing *found = NULL;
+	struct layout_change c = { 0 };
+	int r = backend_recall_documents(m->backend, f->session.id, INT64_MAX, &found);
+
+	pthread_mutex_lock(&m->tree.lock);
+	if (r == 0 && f->is_shown && !f->listing) {
+		f->is_withheld |= layout_apply(&m->tree, f, found, next_ino, m, &c) < 0; /* the answer under way shows the rest */
+		show_change(fl, &c);
+	}
+	f->is_recalling = false;
+	pthread_mutex_unlock(&m->tree.lock);
+	park_wake(m->park, &f->waiters, 0);
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *fl = arg;
@@ -462,6 +482,8 @@ static void flight_run(void *arg)
 	struct layout_change c = { 0 };
 
 	load_entries(m, f);
+	if (fl->recalls)
+		recall(fl);
 	pthread_mutex_lock(&m->tree.lock);
 	known = f->listing ? listing_ref(f->listing) : NULL;
 	int64_t now = clock_now_ms();
@@ -539,11 +561,12 @@ void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
 	struct flight *fl = calloc(1, sizeof(*fl));
 	if (!fl)
 		return;
-	*fl = (struct flight){ .m = m, .folder = f, .urgency = urgency };
-	f->is_refreshing = true;
+	*fl = (struct flight){ .m = m, .folder = f, .urgency = urgency, .recalls = !f->was_recalled };
+	f->is_refreshing = f->was_recalled = true;
+	f->is_recalling = fl->recalls;
 	node_hold(&f->node);
 	if (pool_run(m->flights, flight_run, fl) < 0) {
-		f->is_refreshing = false;
+		f->is_refreshing = f->is_recalling = f->was_recalled = false;
 		node_drop(&m->tree, &f->node);
 		free(fl);
 	}
@@ -565,6 +588,8 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since
 	*ret_error = 0;
 	if (f->kind == FOLDER_FAILED)
 		return LISTING_FRESH;
+	if (f->refreshed_ms == 0 && f->listing && f->is_refreshing) /* remembered from before this mount */
+		return now - listing_asked_ms(f->listing) < m->options->stale_ms ? LISTING_FRESH : LISTING_STALE;
 	if (f->refreshed_ms == 0)
 		return LISTING_COLD;
 	if (f->refresh_error == 0)

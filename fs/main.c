@@ -47,6 +47,7 @@ struct parts {
 	struct daemon daemon;
 	struct state *state;
 	struct backend *backend; /* the cache, once there is one */
+	char account[65];        /* fingerprint of the token in use */
 	struct mount *mount;
 	struct socket_server *socket;
 	int exit_code;       /* what the check of the start found */
@@ -91,15 +92,23 @@ static int open_state(struct parts *p, struct buf *why)
 	return r < 0 ? r : state_open(p->options.state_dir, p->options.mountpoint, DRAINING_WAIT_MS, why, &p->state);
 }
 
+static const char *url_of(const struct parts *p)
+{
+	return p->options.url ? p->options.url : backend_caps(p->backend)->default_url;
+}
+
 /* The service, with the cache around it. */
 static int open_backend(struct parts *p, struct buf *why)
 {
 	struct backend_config config;
-	struct cache_options cache = { .ttl_ms = p->options.ttl_ms, .stale_ms = p->options.stale_ms };
+	struct cache_options cache = { .ttl_ms = p->options.ttl_ms, .stale_ms = p->options.stale_ms, .dir = p->options.cache_dir,
+				       .account = p->account };
 	struct backend *cached = NULL;
 
 	options_backend_config(&p->options, &config);
 	int r = backend_open(&config, why, &p->backend);
+	if (r == 0)
+		r = options_fingerprint(&p->options, url_of(p), why, p->account);
 	if (r < 0)
 		return r;
 	r = cache_wrap(p->backend, &cache, &cached);
@@ -111,12 +120,9 @@ static int open_backend(struct parts *p, struct buf *why)
 static int open_mount(struct parts *p, struct buf *why)
 {
 	struct mount_config config = { .options = &p->options, .backend = p->backend, .state = p->state };
-	const char *default_url = backend_caps(p->backend)->default_url;
-	const char *url = p->options.url ? p->options.url : default_url;
 
-	int r = options_fingerprint(&p->options, url, why, config.account);
-	if (r == 0)
-		r = check_state_is_of(p->state, &p->options, url, why);
+	memcpy(config.account, p->account, sizeof(config.account));
+	int r = check_state_is_of(p->state, &p->options, url_of(p), why);
 	return r < 0 ? r : mount_new(&config, why, &p->mount);
 }
 

@@ -120,6 +120,7 @@ struct handle {
 	struct entry *entry;       /* held; NULL for a folder or a text */
 	struct folder *folder;     /* held; a session's folder that is open; NULL: the root or one of ours */
 	struct snapshot *snapshot; /* of folder; counted */
+	bool was_read;             /* snapshot was begun to be handed out */
 	int error;                 /* to be told after the last name: the listing can't be had */
 	uint64_t ino;              /* of a folder or text of ours */
 	struct buf text;           /* of a text or of a small folder's names, made at open */

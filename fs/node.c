@@ -211,7 +211,7 @@ static struct folder *revive_folder(struct tree *t, uint64_t ino, const struct s
 	f->session.id = id;
 	free(f->name);
 	f->name = name_copy;
-	f->is_gone = f->entries_loaded = false;
+	f->is_gone = f->entries_loaded = f->was_recalled = false;
 	f->refresh_error = 0;
 	f->refreshed_ms = f->session_asked_ms = 0;
 	node_hold(&f->node);

@@ -93,8 +93,18 @@ struct entry {
 
 enum folder_kind { FOLDER_SESSION, FOLDER_FAILED /* the failed files of one session */ };
 
+/* How many documents a folder shows, and of what they were counted. */
+struct folder_counts {
+	bool is_counted;
+	uint64_t serial, shape;
+	size_t unlisted;
+	int locals;
+	int documents, by_state[STATE_FAILED + 1];
+};
+
 struct folder {
 	struct node node; /* first */
+	struct folder_counts counts; /* of attr.c */
 	enum folder_kind kind;        /* constant */
 	struct session session;       /* of FOLDER_FAILED the id and name alone */
 	char *name;                   /* as shown; owned */
@@ -103,7 +113,8 @@ struct folder {
 	bool is_gone;                 /* 404 */
 	bool is_withheld;             /* not all that the listing has is shown: the next one is applied, be it the same */
 	bool entries_loaded;          /* from state.db */
-	bool entries_loading;
+	bool is_recalling;            /* the flight under way looks at the disk first: what it finds there is shown at once */
+	bool was_recalled;
 	struct listing *listing;      /* as last applied; NULL: none yet */
 	struct entry **by_document;   /* for each of the listing's documents the first of its entries */
 	struct index names;           /* shown entries by name */

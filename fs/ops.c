@@ -576,7 +576,7 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			folder_refresh(m, f, URGENCY_PERSON);
 		if (o->deadline_ms == 0)
 			o->deadline_ms = clock_now_ms() + WAIT_REFRESH_MS;
-		if (fresh == LISTING_STALE && f->is_refreshing && how == 0 &&
+		if ((fresh == LISTING_STALE || (fresh == LISTING_COLD && f->is_recalling)) && f->is_refreshing && how == 0 &&
 		    park_wait(m->park, &f->waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
@@ -764,12 +764,13 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_session = h->folder && h->folder->kind == FOLDER_SESSION;
-	if (is_session && at == 0 && h->snapshot && !h->snapshot->is_growing && h->snapshot != h->folder->snapshot) {
-		snapshot_drop(&m->tree, h->snapshot); /* read from the start again */
+	if (is_session && at == 0 && h->was_read && !h->snapshot->is_growing && !h->snapshot->error) {
+		snapshot_drop(&m->tree, h->snapshot); /* from the start again: what is there now */
 		h->snapshot = NULL;
 	}
 	if (!error && is_session && !h->snapshot && !(h->snapshot = folder_snapshot(&m->tree, h->folder, false)))
 		error = ENOMEM;
+	h->was_read = h->snapshot != NULL;
 	if (!error && add_dots(&r, h->ino, &at)) {
 		if (h->snapshot)
 			add_snapshot(m, &r, h, at);

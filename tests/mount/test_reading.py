@@ -15,6 +15,22 @@ from harness import (SESSIONFS, TOKEN, MountCase, SharedMount, attribute, check_
                      sha256_of, wait_for, write)
 
 
+class Counts(SharedMount):
+    options = {"ttl": "10m", "remove": "recent"}
+
+    def test_a_folder_counts_what_this_mount_did_at_once(self):
+        os.listdir(self.dir)
+        count = lambda: int(attribute(self.dir, "documents"))  # noqa: E731
+        self.assertEqual(0, count())
+        for n in (1, 2):
+            self.assertEqual(0, run(["cp", self.paper("bill %d.pdf" % n), self.dir]).status)
+            self.assertEqual(n, count())
+        self.assertEqual(0, run(["cp", os.path.join(self.sources, "bill 1.pdf"), os.path.join(self.dir, "same.pdf")]).status)
+        self.assertEqual(2, count(), "two names of one document count once")
+        os.unlink(os.path.join(self.dir, "bill 2.pdf"))
+        self.assertEqual(1, count())
+
+
 class OneFolder(SharedMount):
     options = {"ttl": "1s"}
 

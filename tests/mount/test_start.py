@@ -153,6 +153,29 @@ class Background(Start):
         self.sandbox.control("POST", "/up")
         self.end_background()
 
+    def test_a_second_mount_shows_its_documents_before_the_service_has_said_a_word(self):
+        self.setting()
+        self.sandbox.document(self.session, "a.pdf", text="a")
+        self.mount.start().names_seen(1)
+        inside = os.path.join(self.mount.path, "Q1")
+        wait_for(lambda: os.listdir(inside) == ["a.pdf"], 10, "listed")
+        size, ino = os.stat(inside + "/a.pdf").st_size, os.stat(inside + "/a.pdf").st_ino
+        self.assertEqual(0, self.mount.stop())
+        self.sandbox.fault(origin="api", action="stall", times=0)
+        since = self.sandbox.last_request()
+        self.mount.start()
+        self.assertIn("Q1", os.listdir(self.mount.path))
+        self.assertEqual(["a.pdf"], os.listdir(inside))
+        info = os.stat(inside + "/a.pdf")
+        self.assertEqual((size, ino), (info.st_size, info.st_ino))
+        self.assertEqual("1", os.getxattr(inside, "user.sessionfs.documents").decode())
+        self.assertFalse(os.path.exists(inside + "/b.pdf"))
+        self.assertEqual([], [r for r in self.sandbox.requests(since) if r.get("status")], "something was answered")
+        self.sandbox.clear_faults()
+        self.sandbox.document(self.session, "b.pdf", text="b")
+        self.assertEqual(0, self.mount.command("refresh", inside).status)
+        wait_for(lambda: sorted(os.listdir(inside)) == ["a.pdf", "b.pdf"], 20, "what is new shows")
+
     def test_403_to_the_start_check_proves_the_token(self):
         self.setting()
         self.sandbox.control("POST", "/token", {"token": TOKEN, "abilities": ["sessions-read", "sessions-write"]})

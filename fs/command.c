@@ -102,7 +102,7 @@ struct words {
 	int option_count;
 	char **rest;
 	int rest_count;
-	bool is_json, is_all, is_waiting, is_again;
+	bool is_json, is_all, is_waiting, is_again, wants_sizes;
 	const char *token_file;
 	int64_t timeout_ms; /* -1: none */
 };
@@ -114,8 +114,8 @@ static void words_release(struct words *w)
 	w->options = w->rest = NULL;
 }
 
-/* Which of the switches a command knows, by letters: j --json, a --all, w --wait, g --again, f --token-file, t
- * --timeout, o -o. */
+/* Which of the switches a command knows, by letters: j --json, a --all, w --wait, g --again, s --sizes,
+ * f --token-file, t --timeout, o -o. */
 static bool knows(const char *switches, char letter)
 {
 	return strchr(switches, letter) != NULL;
@@ -133,6 +133,8 @@ static int read_switch(struct words *w, const char *switches, int argc, char **a
 		w->is_waiting = true;
 	} else if (strcmp(word, "--again") == 0 && knows(switches, 'g')) {
 		w->is_again = true;
+	} else if (strcmp(word, "--sizes") == 0 && knows(switches, 's')) {
+		w->wants_sizes = true;
 	} else if (strcmp(word, "--token-file") == 0 && knows(switches, 'f') && *at + 1 < argc) {
 		w->token_file = argv[++*at];
 	} else if (strcmp(word, "--timeout") == 0 && knows(switches, 't') && *at + 1 < argc) {
@@ -832,14 +834,40 @@ static int ask_about_paths(const char *word, const struct words *w)
 	return status;
 }
 
+/* Has a session's sizes learned, and waits. What tells none (a document of no bytes, or not for this account) stays at 0. */
+static int learn_sizes(const char *path)
+{
+	const char *word = "sizes";
+	long unknown = 0;
+	char how[8] = "busy";
+
+	while (strcmp(how, "busy") == 0) {
+		CLEANUP(buf_release) struct buf answer = BUF(SOCKET_ANSWER_BYTES_MAX);
+		const char *text = "";
+		int r = ask_about_path(word, path, &answer, &text);
+		if (r)
+			return r;
+		if (sscanf(text, "%ld %7s", &unknown, how) != 2)
+			return complain("%s: the mount's answer cannot be understood", path);
+		word = "sizes-left";
+		if (strcmp(how, "busy") == 0)
+			(void)usleep(POLL_FIRST_MS * 1000); /* a signal ends us */
+	}
+	return unknown > 0 ? complain("%s: the sizes of %ld documents could not be learned", path, unknown) : EXIT_WELL;
+}
+
 static int run_refresh(int argc, char **argv)
 {
 	CLEANUP(words_release) struct words w = { 0 };
-	int r = read_words(argc, argv, "", &w);
+	int r = read_words(argc, argv, "s", &w);
 
 	if (r == 0 && w.rest_count == 0)
 		r = complain("refresh: which PATH?");
-	return r ? r : ask_about_paths("refresh", &w);
+	if (r || !w.wants_sizes)
+		return r ? r : ask_about_paths("refresh", &w);
+	for (int i = 0; i < w.rest_count; i++)
+		r |= learn_sizes(w.rest[i]);
+	return r ? EXIT_NOT_WELL : EXIT_WELL;
 }
 
 struct ask_all {
@@ -1360,7 +1388,7 @@ static const struct {
 	{ "check", run_check, "SOURCE", "token, rights seen to work, limits" },
 	{ "status", run_status, "[--json] [MOUNTPOINT]",
 	  "what waits, uploads, failed; exit status 0 only when nothing does" },
-	{ "refresh", run_refresh, "PATH...", "asks the service anew" },
+	{ "refresh", run_refresh, "[--sizes] PATH...", "asks the service anew; --sizes: until the size of each document is known" },
 	{ "wait", run_wait, "[--timeout TIME] PATH...", "until the documents are ready" },
 	{ "run", run_run, "[--wait] [--again] [--timeout TIME] FOLDER...",
 	  "asks for a session's documents to be parsed" },

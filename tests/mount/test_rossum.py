@@ -79,5 +79,82 @@ class UnderWay(RossumCase):
         self.assertEqual([sha256_of(data)], self.sandbox.hashes(self.ids["Other"]))
 
 
+class Sizes(RossumCase):
+    """The service tells none. What this mount sent says its own; the others are learned from the documents, and kept."""
+
+    def foreign(self, count, size=200_000):
+        for i in range(count):
+            self.sandbox.document(self.queue, "theirs %02d.pdf" % i, size=size + i)
+
+    def sizes(self):
+        return sorted(os.stat(self.path(n)).st_size for n in os.listdir(self.dir))
+
+    def content_requests(self):
+        return [r for r in self.sandbox.requests() if r["route"] == "rossum_content"]
+
+    def test_sizes_are_learned_in_the_background_without_reading_whole_documents_and_are_kept(self):
+        self.setting(mount=False)
+        self.foreign(8)
+        self.sandbox.fault(route="rossum_content", action="slow_response", bytes_per_s=20_000, times=0)  # 10 s each
+        self.mount.start().names_seen(1)
+        self.assertEqual(8, len(os.listdir(self.dir)))
+        wanted = [200_000 + i for i in range(8)]
+        wait_for(lambda: self.sizes() == wanted, 30, "all sizes are known")
+        self.assertEqual(8, len(self.content_requests()))
+        self.assertEqual([str(n) for n in wanted], sorted(attribute(self.path(n), "size") for n in os.listdir(self.dir)))
+        self.mount.stop()
+        self.mount.start().names_seen(1)
+        self.assertEqual(wanted, self.sizes())
+        self.assertEqual(8, len(self.content_requests()), "they were asked for again")
+
+    def test_a_listing_waits_for_no_size_and_the_command_learns_them_first(self):
+        """At the pace the service allows; a listing is one request all the same."""
+        self.setting(mount=False, rate="540/min")
+        self.foreign(12)
+        self.mount.start().names_seen(1)
+        before = self.sandbox.last_request()
+        self.assertGreater(self.sizes().count(0), 6)
+        listing = [r["route"] for r in self.sandbox.requests(before) if r["route"] != "rossum_content"]
+        self.assertEqual(1, listing.count("rossum_annotations"), listing)
+        done = self.mount.command("refresh", "--sizes", self.dir, seconds=30)
+        self.assertEqual((0, ""), (done.status, done.err), done)
+        self.assertEqual([200_000 + i for i in range(12)], self.sizes())
+
+    def test_the_background_takes_a_small_part_of_the_budget(self):
+        self.setting(mount=False, rate="540/min")
+        self.foreign(40)
+        self.mount.start().names_seen(1)
+        os.listdir(self.dir)
+        wait_for(self.content_requests, 10, "it begins")
+        began = time.monotonic()
+        time.sleep(3)
+        asked = len(self.content_requests())
+        self.assertLess(asked, 2 * (time.monotonic() - began) + 2)  # of nine a second
+        os.stat(self.dir)
+
+    def test_a_document_of_unknown_size_is_whole_when_it_is_opened(self):
+        self.setting(mount=False)
+        self.sandbox.fault(route="rossum_content", status=500, times=1)  # the learner gives way
+        self.sandbox.fault(route="rossum_content", action="stall", ms=300, times=0)
+        data = paper_bytes(size=70_000)
+        self.sandbox.control("POST", "/rossum/annotation", {"queue": int(self.queue), "filename": "a.pdf", "text": "%PDF" + "x" * 5000})
+        self.mount.start().names_seen(1)
+        self.assertEqual(["a.pdf"], os.listdir(self.dir))
+        self.assertEqual(b"%PDF" + b"x" * 5000, read(self.path("a.pdf")))
+        self.assertEqual(5004, os.stat(self.path("a.pdf")).st_size)
+        self.assertEqual(0, self.copy("b.pdf", data).status)
+        self.assertEqual(len(data), os.stat(self.path("b.pdf")).st_size)
+
+    def test_a_session_whose_sizes_cannot_be_learned_is_told(self):
+        self.setting(mount=False)
+        self.foreign(3)
+        self.sandbox.fault(route="rossum_content", status=404, times=0, body={"detail": "Not found."})
+        self.mount.start().names_seen(1)
+        os.listdir(self.dir)
+        done = self.mount.command("refresh", "--sizes", self.dir)
+        self.assertEqual(1, done.status, done)
+        self.assertIn("3 documents", done.err)
+
+
 if __name__ == "__main__":
     main()

@@ -11,6 +11,8 @@
 
 #include "client/backend_impl.h"
 #include "client/base/cleanup.h"
+#include "client/base/clock.h"
+#include "client/base/secret.h"
 
 static void each_service_is_found_by_its_name(void **state)
 {
@@ -42,6 +44,48 @@ static void an_unknown_service_is_told_in_a_sentence(void **state)
 	assert_string_equal(buf_text(&why), "there is no service 'acme'");
 	assert_null(b);
 	backend_close(NULL);
+}
+
+/* ---- whose credentials ---------------------------------------------------------------------------------------- */
+
+static const char *token_in_use;
+
+static int read_credentials(void *arg, struct credentials *ret)
+{
+	assert_string_equal(arg, "mine");
+	ret->token = secret_new(token_in_use);
+	return 0;
+}
+
+static const char *option(void *arg, const char *name, int nth)
+{
+	assert_string_equal(arg, "mine"); /* each callback gets what the caller gave */
+	return NULL;
+}
+
+static void the_account_is_that_of_the_credentials_last_read(void **state)
+{
+	const struct backend_config config = { .service = "raydocs", .url = "http://127.0.0.1:9", .arg = (void *)"mine",
+					       .read_credentials = read_credentials, .option = option };
+	CLEANUP(buf_release) struct buf why = BUF(1000);
+	struct backend *b = NULL;
+	char account[65], expected[65];
+	const char *const tokens[] = { "one", "another" };
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		CLEANUP(secret_release) struct secret *token = secret_new(tokens[i]);
+		struct call call = { .deadline_ms = clock_now_ms() + 200 };
+		token_in_use = tokens[i];
+		assert_int_equal(backend_open(&config, &why, &b), 0);
+		backend_account(b, account);
+		assert_string_equal(account, "");
+		assert_true(backend_check(b, &call) < 0); /* nobody listens there */
+		backend_account(b, account);
+		secret_fingerprint(token, "http://127.0.0.1:9\n", expected); /* as options_fingerprint() */
+		assert_string_equal(account, expected);
+		backend_close(b);
+	}
 }
 
 /* A backend that can do nothing, and counts. */
@@ -152,6 +196,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_service_is_found_by_its_name),
 		cmocka_unit_test(an_unknown_service_is_told_in_a_sentence),
+		cmocka_unit_test(the_account_is_that_of_the_credentials_last_read),
 		cmocka_unit_test(an_op_that_is_missing_is_not_offered),
 		cmocka_unit_test(a_call_begins_with_an_empty_fault),
 		cmocka_unit_test(what_cannot_be_an_id_is_asked_of_nobody),

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -900,6 +901,215 @@ static void all_else_is_the_inner_backends(void **state)
 	set_down(&s);
 }
 
+/* ---- the disk ------------------------------------------------------------------------------------------------ */
+
+static const char me[] = "1111111111111111111111111111111111111111111111111111111111111111";
+static const char another[] = "2222222222222222222222222222222222222222222222222222222222222222";
+
+static void make_dir(char ret[64])
+{
+	(void)snprintf(ret, 64, "/tmp/sessionfs-test-cache-XXXXXX");
+	assert_non_null(mkdtemp(ret));
+}
+
+static void remove_dir(const char *dir)
+{
+	static const char *const names[] = { "listings.db", "listings.db-wal", "listings.db-shm", "records" };
+	char records[128];
+
+	(void)snprintf(records, sizeof(records), "%s/records", dir);
+	DIR *d = opendir(records);
+	for (struct dirent *e; d && (e = readdir(d));)
+		(void)unlinkat(dirfd(d), e->d_name, 0); /* but for "." and ".." */
+	if (d)
+		(void)closedir(d);
+	for (int i = 0; i < 4; i++) {
+		char path[128];
+		(void)snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
+		(void)remove(path); /* not all of them need to be there */
+	}
+	assert_int_equal(rmdir(dir), 0);
+}
+
+/* A cache whose listings outlive it, around a service that has as many documents in s1 as are asked for. */
+static struct setting set_up_in(const char *dir, const char *account, int documents)
+{
+	struct setting s = set_up_with(NULL, &(struct cache_options){ .ttl_ms = TTL_MS, .stale_ms = STALE_MS,
+								      .now_ms = turned_ms, .dir = dir,
+								      .account = account });
+
+	for (int i = 1; i < documents; i++)
+		fake_add_document(s.fake, "s1", "more.pdf", "more");
+	return s;
+}
+
+static void a_listing_is_recalled_by_the_next_run_before_anything_is_asked(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	set_down(&s);
+	s = set_up_in(dir, me, 2);
+	assert_int_equal(recall(&s, "s2", INT64_MAX), -EAGAIN);
+	assert_int_equal(recall(&s, "s1", TTL_MS), -EAGAIN); /* not as something fresh */
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	assert_int_equal(recall(&s, "s1", INT64_MAX), 1);
+	assert_int_equal(listed(&s), 0);
+	/* Asked for, it is asked for with what is known. */
+	assert_int_equal(list(&s, "s1"), 2);
+	assert_int_equal(fake_known_calls(s.fake), 1);
+	assert_int_equal(recall(&s, "s1", TTL_MS), 2);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void one_from_the_disk_is_recalled_up_to_stale_and_at_a_start_however_old(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	turn(STALE_MS - 1000);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	turn(1001);
+	assert_int_equal(recall(&s, "s1", -1), -EAGAIN);
+	assert_int_equal(recall(&s, "s1", INT64_MAX), 1);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void another_account_recalls_nothing(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	set_down(&s);
+	s = set_up_in(dir, another, 1);
+	assert_int_equal(recall(&s, "s1", INT64_MAX), -EAGAIN);
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(fake_known_calls(s.fake), 0);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void what_a_refusal_made_us_forget_is_forgotten_on_the_disk_too(void **state)
+{
+	static const struct fake_fault refusals[] = {
+		{ .kind = FAULT_ACCOUNT, .http_status = 401 },
+		{ .kind = FAULT_FORBIDDEN, .http_status = 403 },
+		{ .kind = FAULT_GONE, .http_status = 404 },
+	};
+
+	for (int i = 0; i < 3; i++) {
+		char dir[64];
+		make_dir(dir);
+		struct setting s = set_up_in(dir, me, 1);
+		assert_int_equal(list(&s, "s1"), 1);
+		assert_int_equal(list(&s, "s2"), 0);
+		set_down(&s);
+		s = set_up_in(dir, me, 1);
+		fake_fail(s.fake, FAKE_LIST_DOCUMENTS, 1, &refusals[i]);
+		assert_true(list(&s, "s1") < 0);
+		set_down(&s);
+		s = set_up_in(dir, me, 1);
+		assert_int_equal(recall(&s, "s1", INT64_MAX), -EAGAIN);
+		assert_int_equal(recall(&s, "s2", INT64_MAX), i == 0 ? -EAGAIN : 0);
+		set_down(&s);
+		remove_dir(dir);
+	}
+}
+
+static void the_service_away_leaves_the_disk_alone(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	fake_fail(s.fake, FAKE_LIST_DOCUMENTS, 1, &(struct fake_fault){ .kind = FAULT_AWAY, .http_status = 503 });
+	assert_int_equal(list(&s, "s1"), -EIO);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void a_write_before_anything_was_recalled_shows_in_what_is_recalled(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	assert_int_equal(attach(&s, "s1", spare(&s, "new")), 0);
+	assert_int_equal(recall(&s, "s1", -1), 2);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	assert_int_equal(recall(&s, "s1", -1), 2); /* and the write went to the disk */
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void what_is_forgotten_on_request_is_not_recalled_from_the_disk(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_in(dir, me, 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(list(&s, "s2"), 0);
+	backend_forget(s.cache, "s1");
+	assert_int_equal(recall(&s, "s1", INT64_MAX), -EAGAIN);
+	assert_int_equal(recall(&s, "s2", INT64_MAX), 0);
+	backend_forget(s.cache, NULL);
+	assert_int_equal(recall(&s, "s2", INT64_MAX), -EAGAIN);
+	set_down(&s);
+	s = set_up_in(dir, me, 1);
+	assert_int_equal(recall(&s, "s1", INT64_MAX), -EAGAIN);
+	assert_int_equal(recall(&s, "s2", INT64_MAX), -EAGAIN);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void more_listings_than_memory_holds_are_on_the_disk(void **state)
+{
+	char dir[64];
+
+	make_dir(dir);
+	struct setting s = set_up_with(NULL, &(struct cache_options){ .ttl_ms = TTL_MS, .stale_ms = STALE_MS,
+								      .now_ms = turned_ms, .dir = dir, .account = me,
+								      .listings_max = 1 });
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(list(&s, "s2"), 0);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	assert_int_equal(listed(&s), 2);
+	set_down(&s);
+	remove_dir(dir);
+}
+
+static void a_folder_that_cant_be_used_costs_memory_nothing(void **state)
+{
+	struct setting s = set_up_in("/no/such/folder", me, 1);
+
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(recall(&s, "s1", -1), 1);
+	set_down(&s);
+}
+
 /* Everybody does everything for a while; afterwards memory and truth must be the same. */
 static void *meddle(void *arg)
 {
@@ -1017,6 +1227,15 @@ int main(void)
 		cmocka_unit_test(a_session_that_is_seen_to_be_gone_leaves_the_list),
 		cmocka_unit_test(a_session_we_made_is_in_the_list_also_when_that_was_asked_for_before),
 		cmocka_unit_test(all_else_is_the_inner_backends),
+		cmocka_unit_test(a_listing_is_recalled_by_the_next_run_before_anything_is_asked),
+		cmocka_unit_test(one_from_the_disk_is_recalled_up_to_stale_and_at_a_start_however_old),
+		cmocka_unit_test(another_account_recalls_nothing),
+		cmocka_unit_test(what_a_refusal_made_us_forget_is_forgotten_on_the_disk_too),
+		cmocka_unit_test(the_service_away_leaves_the_disk_alone),
+		cmocka_unit_test(a_write_before_anything_was_recalled_shows_in_what_is_recalled),
+		cmocka_unit_test(what_is_forgotten_on_request_is_not_recalled_from_the_disk),
+		cmocka_unit_test(more_listings_than_memory_holds_are_on_the_disk),
+		cmocka_unit_test(a_folder_that_cant_be_used_costs_memory_nothing),
 		cmocka_unit_test(after_any_muddle_memory_tells_the_truth),
 	};
 

@@ -9,9 +9,10 @@
 
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
+#include "client/base/metrics.h"
 #include "fs/mount_impl.h"
 
-enum { INO_SESSIONS = INO_CONTROL_FIRST_FILE, INO_STATUS, INO_STATUS_JSON, INO_REFUSED };
+enum { INO_SESSIONS = INO_CONTROL_FIRST_FILE, INO_STATUS, INO_STATUS_JSON, INO_REFUSED, INO_METRICS };
 
 #define TEXT_BYTES_MAX (16 * 1024 * 1024)
 #define WHY_SUFFIX ".why.txt"
@@ -30,6 +31,7 @@ static const struct own_name {
 	{ INO_CONTROL, "sessions", INO_SESSIONS, S_IFREG, true },
 	{ INO_CONTROL, "status", INO_STATUS, S_IFREG, true },
 	{ INO_CONTROL, "status.json", INO_STATUS_JSON, S_IFREG, true },
+	{ INO_CONTROL, "metrics", INO_METRICS, S_IFREG, true },
 	{ INO_FAILED, "refused.txt", INO_REFUSED, S_IFREG, true },
 };
 #define OWN_COUNT (sizeof(own_names) / sizeof(own_names[0]))
@@ -260,6 +262,47 @@ void control_status(struct mount *m, bool json, struct buf *ret)
 	walk_locals(m, write_one, &w);
 }
 
+/* How many local files are in which state; scratch files are local. */
+struct depths {
+	struct mount *m;
+	int by_state[STATE_FAILED + 1];
+};
+
+static void count_depth(void *arg, struct entry *e, enum standing s)
+{
+	struct depths *d = arg;
+	struct upload_view view;
+	enum document_state state = s == STANDS_FAILED ? STATE_FAILED : s == STANDS_SCRATCH ? STATE_LOCAL : STATE_QUEUED;
+
+	if (s == STANDS_WAITING && e->local->is_submitted && uploads_view(d->m->uploads, e->node.ino, &view) == 0)
+		state = view.state;
+	d->by_state[state]++;
+}
+
+static void add_metrics(struct mount *m, struct buf *ret)
+{
+	static const enum document_state states[] = { STATE_LOCAL, STATE_QUEUED, STATE_UPLOADING, STATE_WAITING, STATE_FAILED };
+	struct depths d = { .m = m };
+	int sessions = 0;
+	long long documents = 0;
+
+	walk_locals(m, count_depth, &d);
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
+		sessions += f->origin != ORIGIN_LOOKED_UP;
+		documents += f->listing ? listing_count(f->listing) : 0;
+	}
+	buf_add(ret, "# HELP sessionfs_files Local files that are not at the service, by user.sessionfs.state.\n"
+		     "# TYPE sessionfs_files gauge\n");
+	for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
+		buf_addf(ret, "sessionfs_files{state=\"%s\"} %d\n", document_state_word(states[i]), d.by_state[states[i]]);
+	buf_addf(ret, "# HELP sessionfs_sessions Folders in the root.\n# TYPE sessionfs_sessions gauge\nsessionfs_sessions %d\n"
+		      "# HELP sessionfs_documents Documents in the listings that are remembered.\n# TYPE sessionfs_documents gauge\n"
+		      "sessionfs_documents %lld\n"
+		      "# HELP sessionfs_account_refused Does the service refuse the token?\n# TYPE sessionfs_account_refused gauge\n"
+		      "sessionfs_account_refused %d\n", sessions, documents, m->verify_error == -EACCES);
+	metrics_print(ret);
+}
+
 static void add_sessions(struct mount *m, struct buf *ret)
 {
 	buf_add(ret, "# The sessions of this mount, as they can stand in a configuration.\n");
@@ -301,6 +344,8 @@ void control_read(struct mount *m, uint64_t ino, struct buf *ret)
 		add_sessions(m, ret);
 	else if (ino == INO_STATUS || ino == INO_STATUS_JSON)
 		control_status(m, ino == INO_STATUS_JSON, ret);
+	else if (ino == INO_METRICS)
+		add_metrics(m, ret);
 	else if (ino == INO_REFUSED && m->refused_text)
 		buf_add(ret, m->refused_text);
 	else if (ino == INO_HINT)

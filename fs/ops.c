@@ -12,6 +12,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "client/base/metrics.h"
 #include "fs/mount_impl.h"
 
 #define XATTR_LIST_BYTES_MAX (64 * 1024)
@@ -568,6 +569,8 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 	pthread_mutex_lock(&m->tree.lock);
 	if (f && f->kind == FOLDER_SESSION) {
 		enum freshness fresh = folder_freshness(m, f, o->began_ms, &refused);
+		if (o->deadline_ms == 0)
+			metrics_count_answer(METRICS_LISTINGS, fresh == LISTING_FRESH);
 		if (fresh == LISTING_REFUSED && (refused == -EACCES || refused == -ENOENT))
 			error = -refused;
 		else if (fresh == LISTING_REFUSED)

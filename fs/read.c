@@ -12,6 +12,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "client/base/metrics.h"
 #include "fs/mount_impl.h"
 
 #define TRIES_MAX 3
@@ -231,6 +232,7 @@ void read_want(struct mount *m, fuse_req_t req, struct entry *e, read_ready *rea
 	} else {
 		read_content_key(&d, key);
 		fd = content_get(m->content, key);
+		metrics_count_answer(METRICS_CONTENT, fd >= 0);
 		if (fd < 0) {
 			struct want *w = calloc(1, sizeof(*w));
 			struct fetch *f = w ? fetch_begin(m, e->folder->session.id, &d, key) : NULL;

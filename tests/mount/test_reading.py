@@ -378,6 +378,31 @@ class Requests(MountCase):
         self.assertLess(statistics.median(times), 2)
 
 
+    def test_metrics_count_what_was_asked_and_what_memory_answered(self):
+        sandbox, mount, session, inside = self.setting(0)
+        sandbox.document(session, "a.pdf", text="the text of a")
+        wait_for(lambda: os.listdir(inside) == ["a.pdf"], 10, "listed")
+        os.listdir(inside)
+        self.assertEqual(b"the text of a", read(os.path.join(inside, "a.pdf")))
+        write(os.path.join(inside, "own.pdf"), paper_bytes())
+        text = read(os.path.join(mount.path, ".sessionfs", "metrics")).decode()
+        values = {}
+        for line in text.split("\n"):
+            if line and not line.startswith("#"):
+                self.assertRegex(line, r'^[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.]+$')
+                values[line.rsplit(" ", 1)[0]] = float(line.rsplit(" ", 1)[1])
+        asked = [r for r in sandbox.requests() if r["method"] == "GET" and r["origin"] == "api" and r["status"] == 200]
+        self.assertEqual(len(asked), values['sessionfs_requests_total{to="api",method="GET",status="200"}'])
+        self.assertEqual(1, values['sessionfs_requests_total{to="storage",method="PUT",status="200"}'])
+        self.assertEqual(values['sessionfs_request_seconds_count{to="api"}'],
+                         sum(v for k, v in values.items() if k.startswith('sessionfs_requests_total{to="api"')))
+        self.assertGreaterEqual(values['sessionfs_bytes_total{to="storage",direction="received"}'], 13)
+        self.assertGreaterEqual(values['sessionfs_bytes_total{to="storage",direction="sent"}'], 1000)
+        self.assertEqual(1, values['sessionfs_answers_total{of="content",result="miss"}'])
+        self.assertGreaterEqual(values['sessionfs_answers_total{of="listings",result="hit"}'], 1)
+        self.assertEqual((1, 0), (values["sessionfs_sessions"], values['sessionfs_files{state="waiting"}']))
+        self.assertNotIn(TOKEN, text)
+
     def test_SIGHUP_and_refresh_forget_what_is_remembered(self):
         sandbox, mount, session, inside = self.setting(1, ttl="1h")
         wait_for(lambda: len(os.listdir(inside)) == 1, 20, "one")

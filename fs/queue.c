@@ -523,20 +523,27 @@ static const char *item_read(struct row *row, struct queue_item *ret)
 	return row->wrong;
 }
 
-/* Is the file's other half there? A scratch file may have been written to since its row was: its size is the file's. */
-static const char *item_check_spool(const struct queue *q, struct queue_item *item)
+/* Is the file's other half there? A scratch file may have been written to since its row was: its size is the file's.
+ * -errno: nobody can tell at present. */
+static int item_check_spool(const struct queue *q, struct queue_item *item, const char **ret_wrong)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	struct stat st;
 
 	buf_addf(&path, "%s/%" PRIu64, q->spool_dir, item->spool_id);
-	if (!buf_text(&path) || lstat(buf_text(&path), &st) < 0 || !S_ISREG(st.st_mode))
-		return "its bytes are missing";
-	if (item->kind == FILE_SCRATCH)
+	if (!buf_text(&path))
+		return -ENOMEM;
+	int r = lstat(buf_text(&path), &st) < 0 ? -errno : 0;
+	if (r < 0 && r != -ENOENT)
+		return r;
+	*ret_wrong = NULL;
+	if (r < 0 || !S_ISREG(st.st_mode))
+		*ret_wrong = "its bytes are missing";
+	else if (item->kind == FILE_SCRATCH)
 		item->size_bytes = st.st_size;
 	else if (item->size_bytes != st.st_size)
-		return "its bytes have another size";
-	return NULL;
+		*ret_wrong = "its bytes have another size";
+	return 0;
 }
 
 struct item_list {
@@ -568,9 +575,10 @@ static int item_list_add(struct item_list *l, struct queue_item *item)
 	return 0;
 }
 
-/* A row set aside, by its key and with the reason. */
+/* A row set aside, by its key and with the reason; or, without one, a row that is passed over as it stands. */
 struct oddity {
 	int64_t ino;
+	uint64_t spool_id;
 	const char *why;
 };
 
@@ -585,7 +593,7 @@ static void oddity_list_release(struct oddity_list *l)
 	*l = (struct oddity_list){ 0 };
 }
 
-static int oddity_list_add(struct oddity_list *l, int64_t ino, const char *why)
+static int oddity_list_add(struct oddity_list *l, const struct queue_item *item, const char *why)
 {
 	if (l->count == l->room) {
 		int room = l->room ? 2 * l->room : 16;
@@ -595,7 +603,7 @@ static int oddity_list_add(struct oddity_list *l, int64_t ino, const char *why)
 		l->items = more;
 		l->room = room;
 	}
-	l->items[l->count++] = (struct oddity){ ino, why };
+	l->items[l->count++] = (struct oddity){ (int64_t)item->ino, item->spool_id, why };
 	return 0;
 }
 
@@ -644,9 +652,13 @@ static int rows_read(struct queue *q, struct item_list *found, struct oddity_lis
 		const char *wrong = item_read(&row, &item);
 		if (row.is_short_of_memory)
 			return -ENOMEM; /* says nothing about the row */
-		if (!wrong)
-			wrong = item_check_spool(q, &item);
-		int r = wrong ? oddity_list_add(odd, (int64_t)item.ino, wrong) : item_list_add(found, &item);
+		int r = wrong ? 0 : item_check_spool(q, &item, &wrong);
+		if (r == -ENOMEM)
+			return r;
+		if (r < 0)
+			log_error("queue: the bytes of '%s' cannot be looked at, it waits for the next mount: %s", item.name,
+				  strerror(-r));
+		r = wrong || r < 0 ? oddity_list_add(odd, &item, wrong) : item_list_add(found, &item);
 		if (r < 0)
 			return r;
 	}
@@ -692,15 +704,19 @@ static void stray_move(void *arg, uint64_t id)
 		log_warning("queue: bytes without a record were set aside as %s", buf_text(&to));
 }
 
-static int strays_set_aside(const struct queue *q, const struct item_list *found)
+static int strays_set_aside(const struct queue *q, const struct item_list *found, const struct oddity_list *odd)
 {
-	struct strays strays = { .q = q, .count = (size_t)found->count };
+	struct strays strays = { .q = q };
 
-	strays.ids = malloc((strays.count + 1) * sizeof(*strays.ids));
+	strays.ids = malloc((size_t)(found->count + odd->count + 1) * sizeof(*strays.ids));
 	if (!strays.ids)
 		return -ENOMEM;
-	for (size_t i = 0; i < strays.count; i++)
-		strays.ids[i] = found->items[i].spool_id;
+	for (int i = 0; i < found->count; i++)
+		strays.ids[strays.count++] = found->items[i].spool_id;
+	for (int i = 0; i < odd->count; i++) {
+		if (!odd->items[i].why)
+			strays.ids[strays.count++] = odd->items[i].spool_id;
+	}
 	qsort(strays.ids, strays.count, sizeof(*strays.ids), compare_ids);
 	int r = spool_dir_walk(q->spool_dir, stray_move, &strays);
 	free(strays.ids);
@@ -719,9 +735,11 @@ int queue_load(struct queue *q, void (*each)(void *arg, const struct queue_item 
 			return r;
 		/* Tidied up once, before anybody writes: later a file without its other half is one just being made
 		 * or dropped. */
-		for (int i = 0; !q->was_loaded && i < odd.count; i++)
-			(void)set_aside(q, &odd.items[i]); /* logged; it is passed over all the same */
-		if (!q->was_loaded && (r = strays_set_aside(q, &found)) < 0)
+		for (int i = 0; !q->was_loaded && i < odd.count; i++) {
+			if (odd.items[i].why)
+				(void)set_aside(q, &odd.items[i]); /* logged; it is passed over all the same */
+		}
+		if (!q->was_loaded && (r = strays_set_aside(q, &found, &odd)) < 0)
 			log_warning("queue: %s cannot be looked through: %s", q->spool_dir, strerror(-r));
 		q->was_loaded = true;
 	}

@@ -4,7 +4,7 @@
  * its effect after power loss; the order is: spool_sync() first, then the row, so that a row's bytes are whole.
  * Calls take as long as an fsync: worker threads. Any thread. A row that cannot be understood, or whose spool file
  * is missing or of another size, is moved to table `file_aside` with a log line; a spool file without a row is moved
- * to spool/aside/. */
+ * to spool/aside/. One whose spool file cannot be looked at just now is passed over as it stands. */
 #pragma once
 
 #include <stdbool.h>

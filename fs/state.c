@@ -98,11 +98,11 @@ static int prepare(struct state *s, const char *sql, sqlite3_stmt **ret)
 	return e == SQLITE_OK ? 0 : failed(s, "prepare", e);
 }
 
-/* For a statement that gives no rows. */
-static int run(struct state *s, sqlite3_stmt *statement)
+/* For a statement that gives no rows. e: how the binding went. */
+static int run(struct state *s, sqlite3_stmt *statement, int e)
 {
-	int e = sqlite3_step(statement);
-
+	if (e == SQLITE_OK)
+		e = sqlite3_step(statement);
 	(void)sqlite3_reset(statement);
 	return e == SQLITE_DONE || e == SQLITE_ROW ? 0 : failed(s, "write", e);
 }
@@ -114,17 +114,31 @@ static int run_text(struct state *s, const char *sql)
 	return e == SQLITE_OK ? 0 : failed(s, sql, e);
 }
 
-/* Texts stay the caller's until the statement has run. */
-static void bind_text(sqlite3_stmt *statement, int at, const char *text)
+/* Texts stay the caller's until the statement has run. The first failure of a run of binds is what *e keeps. */
+static void bind_text(sqlite3_stmt *statement, int at, const char *text, int *e)
 {
-	(void)(text ? sqlite3_bind_text(statement, at, text, -1, SQLITE_STATIC) : sqlite3_bind_null(statement, at));
+	int r = text ? sqlite3_bind_text(statement, at, text, -1, SQLITE_STATIC) : sqlite3_bind_null(statement, at);
+
+	if (*e == SQLITE_OK)
+		*e = r;
 }
 
-static char *copy_column(sqlite3_stmt *statement, int at)
+static void bind_number(sqlite3_stmt *statement, int at, int64_t n, int *e)
 {
-	const unsigned char *text = sqlite3_column_text(statement, at);
+	int r = sqlite3_bind_int64(statement, at, n);
 
-	return text ? strdup((const char *)text) : NULL;
+	if (*e == SQLITE_OK)
+		*e = r;
+}
+
+/* NULL is a text, too. False: no memory. */
+static bool copy_column(sqlite3_stmt *statement, int at, char **ret)
+{
+	bool is_null = sqlite3_column_type(statement, at) == SQLITE_NULL;
+	const char *text = is_null ? NULL : (const char *)sqlite3_column_text(statement, at);
+
+	*ret = text ? strdup(text) : NULL;
+	return *ret || is_null;
 }
 
 /* Undone unless transaction_end() was reached. Its function takes the lock before it declares one, so that the lock
@@ -187,6 +201,20 @@ static int ask_number(sqlite3 *db, const char *sql, int64_t *ret)
 	return SQLITE_OK;
 }
 
+/* What quick_check says, as an SQLite code. A page that could not be had, for want of memory or by a disk that refuses
+ * for the moment, is no damage: the file would be set aside with all that waits in it. */
+static int verdict_read(const char *verdict)
+{
+	static const char refused[] = "unable to get the page. error code=";
+	const char *code = strstr(verdict, refused);
+
+	if (strcmp(verdict, "ok") == 0)
+		return SQLITE_OK;
+	if (code && !is_damage((int)strtol(code + sizeof(refused) - 1, NULL, 10)))
+		return SQLITE_IOERR;
+	return strstr(verdict, "failed to get page") ? SQLITE_IOERR : SQLITE_CORRUPT;
+}
+
 static int look_through(sqlite3 *db)
 {
 	STATEMENT statement = NULL;
@@ -197,8 +225,8 @@ static int look_through(sqlite3 *db)
 	e = sqlite3_step(statement);
 	if (e != SQLITE_ROW)
 		return e == SQLITE_DONE ? SQLITE_CORRUPT : e;
-	const unsigned char *verdict = sqlite3_column_text(statement, 0);
-	return verdict && strcmp((const char *)verdict, "ok") == 0 ? SQLITE_OK : SQLITE_CORRUPT;
+	const char *verdict = (const char *)sqlite3_column_text(statement, 0);
+	return verdict ? verdict_read(verdict) : SQLITE_NOMEM;
 }
 
 /* Opens the file and brings it to the present schema; an SQLite code. */
@@ -439,7 +467,10 @@ static int take_lock(struct state *s, int64_t wait_ms, struct buf *why, bool *re
 		int had_text = read_lock_text(s->lock_fd, &text);
 		if (r == 0) {
 			*ret_is_distrusted = had_text != 0;
-			return write_lock_text(s, false);
+			r = write_lock_text(s, false);
+			if (r < 0)
+				buf_addf(why, "%s cannot be written: %s", path, strerror(-r));
+			return r;
 		}
 		if (r != -EAGAIN && r != -EACCES) {
 			buf_addf(why, "%s cannot be locked: %s", path, strerror(-r));
@@ -599,8 +630,8 @@ static int reserve_block(struct state *s)
 	r = prepare(s, "UPDATE fact SET value = ? WHERE key = 'next ino'", &statement);
 	if (r < 0)
 		return r;
-	(void)sqlite3_bind_int64(statement, 1, next + INO_BLOCK);
-	r = run(s, statement);
+	bind_number(statement, 1, next + INO_BLOCK, &e);
+	r = run(s, statement, e);
 	if (r == 0)
 		r = transaction_end(&t);
 	if (r < 0)
@@ -650,21 +681,16 @@ static void session_array_release(struct session_array *a)
 static int read_session(sqlite3_stmt *row, struct known_session *ret)
 {
 	*ret = (struct known_session){
-		.id = copy_column(row, 0),
 		.ino = (uint64_t)sqlite3_column_int64(row, 1),
-		.name = copy_column(row, 2),
-		.server_name = copy_column(row, 3),
-		.template_id = copy_column(row, 4),
-		.workspace_id = copy_column(row, 5),
-		.status = copy_column(row, 6),
-		.formats = copy_column(row, 7),
 		.created_ms = sqlite3_column_int64(row, 8),
 		.updated_ms = sqlite3_column_int64(row, 9),
 		.origin = (enum session_origin)sqlite3_column_int(row, 10),
 		.is_forgotten = sqlite3_column_int(row, 11) != 0,
 		.account_saw_it = sqlite3_column_int(row, 12) != 0,
 	};
-	if (ret->id && ret->name && ret->server_name)
+	if (copy_column(row, 0, &ret->id) && copy_column(row, 2, &ret->name) && copy_column(row, 3, &ret->server_name) &&
+	    copy_column(row, 4, &ret->template_id) && copy_column(row, 5, &ret->workspace_id) &&
+	    copy_column(row, 6, &ret->status) && copy_column(row, 7, &ret->formats))
 		return 0;
 	known_session_release(ret);
 	return -ENOMEM;
@@ -675,7 +701,7 @@ int state_load_sessions(struct state *s, const char *account, struct known_sessi
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(session_array_release) struct session_array found = { 0 };
 	STATEMENT statement = NULL;
-	int e;
+	int e = SQLITE_OK;
 
 	int r = prepare(
 		s,
@@ -686,8 +712,9 @@ int state_load_sessions(struct state *s, const char *account, struct known_sessi
 		&statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, account);
-	while ((e = sqlite3_step(statement)) == SQLITE_ROW) {
+	bind_text(statement, 1, account, &e);
+	while (e == SQLITE_OK && (e = sqlite3_step(statement)) == SQLITE_ROW) {
+		e = SQLITE_OK;
 		if (found.count % 64 == 0) {
 			struct known_session *more =
 				realloc(found.items, ((size_t)found.count + 64) * sizeof(*found.items));
@@ -712,6 +739,7 @@ int state_save_session(struct state *s, const char *account, const struct known_
 {
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(transaction_release) struct transaction t = { 0 };
+	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 	STATEMENT seen = NULL;
 
@@ -721,19 +749,19 @@ int state_save_session(struct state *s, const char *account, const struct known_
 	r = prepare(s, "INSERT OR REPLACE INTO session VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", &statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, k->id);
-	(void)sqlite3_bind_int64(statement, 2, (int64_t)k->ino);
-	bind_text(statement, 3, k->name);
-	bind_text(statement, 4, k->server_name ? k->server_name : "");
-	bind_text(statement, 5, k->template_id);
-	bind_text(statement, 6, k->workspace_id);
-	bind_text(statement, 7, k->status);
-	bind_text(statement, 8, k->formats);
-	(void)sqlite3_bind_int64(statement, 9, k->created_ms);
-	(void)sqlite3_bind_int64(statement, 10, k->updated_ms);
-	(void)sqlite3_bind_int(statement, 11, (int)k->origin);
-	(void)sqlite3_bind_int(statement, 12, k->is_forgotten);
-	r = run(s, statement);
+	bind_text(statement, 1, k->id, &e);
+	bind_number(statement, 2, (int64_t)k->ino, &e);
+	bind_text(statement, 3, k->name, &e);
+	bind_text(statement, 4, k->server_name ? k->server_name : "", &e);
+	bind_text(statement, 5, k->template_id, &e);
+	bind_text(statement, 6, k->workspace_id, &e);
+	bind_text(statement, 7, k->status, &e);
+	bind_text(statement, 8, k->formats, &e);
+	bind_number(statement, 9, k->created_ms, &e);
+	bind_number(statement, 10, k->updated_ms, &e);
+	bind_number(statement, 11, (int)k->origin, &e);
+	bind_number(statement, 12, k->is_forgotten, &e);
+	r = run(s, statement, e);
 	if (r < 0)
 		return r;
 	r = prepare(s,
@@ -742,23 +770,24 @@ int state_save_session(struct state *s, const char *account, const struct known_
 		    &seen);
 	if (r < 0)
 		return r;
-	bind_text(seen, 1, account);
-	bind_text(seen, 2, k->id);
-	r = run(s, seen);
+	bind_text(seen, 1, account, &e);
+	bind_text(seen, 2, k->id, &e);
+	r = run(s, seen, e);
 	return r < 0 ? r : transaction_end(&t);
 }
 
 int state_save_alias(struct state *s, const char *session_id, const char *name)
 {
 	SCOPED_LOCK(&s->lock);
+	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 
 	int r = prepare(s, "INSERT OR REPLACE INTO alias VALUES(?, ?)", &statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, name);
-	bind_text(statement, 2, session_id);
-	return run(s, statement);
+	bind_text(statement, 1, name, &e);
+	bind_text(statement, 2, session_id, &e);
+	return run(s, statement, e);
 }
 
 /* The one text a statement finds for `key`. */
@@ -766,18 +795,20 @@ static int find_text(struct state *s, const char *sql, const char *key, char **r
 {
 	SCOPED_LOCK(&s->lock);
 	STATEMENT statement = NULL;
+	int e = SQLITE_OK;
 
 	int r = prepare(s, sql, &statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, key);
-	int e = sqlite3_step(statement);
+	bind_text(statement, 1, key, &e);
+	if (e == SQLITE_OK)
+		e = sqlite3_step(statement);
 	if (e == SQLITE_DONE)
 		return -ENOENT;
 	if (e != SQLITE_ROW)
 		return failed(s, "read", e);
-	char *text = copy_column(statement, 0);
-	if (!text)
+	char *text = NULL;
+	if (!copy_column(statement, 0, &text) || !text)
 		return -ENOMEM;
 	*ret = text;
 	return 0;
@@ -795,7 +826,7 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 {
 	SCOPED_LOCK(&s->lock);
 	STATEMENT statement = NULL;
-	int e;
+	int e = SQLITE_OK;
 
 	int r = prepare(
 		s,
@@ -805,8 +836,10 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 		&statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, session_id);
-	while ((e = sqlite3_step(statement)) == SQLITE_ROW) {
+	bind_text(statement, 1, session_id, &e);
+	while (e == SQLITE_OK && (e = sqlite3_step(statement)) == SQLITE_ROW) {
+		e = SQLITE_OK;
+		bool is_local = sqlite3_column_type(statement, 2) == SQLITE_NULL;
 		struct known_entry entry = {
 			.ino = (uint64_t)sqlite3_column_int64(statement, 0),
 			.name = (const char *)sqlite3_column_text(statement, 1),
@@ -817,7 +850,7 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 			.is_gone = sqlite3_column_int(statement, 6) != 0,
 			.learned_bytes = sqlite3_column_int64(statement, 7),
 		};
-		if (!entry.name)
+		if (!entry.name || (!entry.document_id && !is_local))
 			return -ENOMEM;
 		each(arg, &entry);
 	}
@@ -828,6 +861,7 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 {
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(transaction_release) struct transaction t = { 0 };
+	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 	STATEMENT taken = NULL;
 
@@ -839,22 +873,22 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 	if (r == 0)
 		r = prepare(s, "INSERT OR REPLACE INTO entry VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)", &statement);
 	for (int i = 0; r == 0 && i < count; i++) {
-		bind_text(taken, 1, session_id);
-		bind_text(taken, 2, entries[i].name);
-		(void)sqlite3_bind_int64(taken, 3, (int64_t)entries[i].ino);
-		r = run(s, taken);
+		bind_text(taken, 1, session_id, &e);
+		bind_text(taken, 2, entries[i].name, &e);
+		bind_number(taken, 3, (int64_t)entries[i].ino, &e);
+		r = run(s, taken, e);
 		if (r < 0)
 			break;
-		(void)sqlite3_bind_int64(statement, 1, (int64_t)entries[i].ino);
-		bind_text(statement, 2, session_id);
-		bind_text(statement, 3, entries[i].name);
-		bind_text(statement, 4, entries[i].document_id);
-		(void)sqlite3_bind_int64(statement, 5, entries[i].mtime_ns);
-		(void)sqlite3_bind_int64(statement, 6, entries[i].attached_wall_ms);
-		(void)sqlite3_bind_int(statement, 7, entries[i].was_there_before);
-		(void)sqlite3_bind_int(statement, 8, entries[i].is_gone);
-		(void)sqlite3_bind_int64(statement, 9, entries[i].learned_bytes);
-		r = run(s, statement);
+		bind_number(statement, 1, (int64_t)entries[i].ino, &e);
+		bind_text(statement, 2, session_id, &e);
+		bind_text(statement, 3, entries[i].name, &e);
+		bind_text(statement, 4, entries[i].document_id, &e);
+		bind_number(statement, 5, entries[i].mtime_ns, &e);
+		bind_number(statement, 6, entries[i].attached_wall_ms, &e);
+		bind_number(statement, 7, entries[i].was_there_before, &e);
+		bind_number(statement, 8, entries[i].is_gone, &e);
+		bind_number(statement, 9, entries[i].learned_bytes, &e);
+		r = run(s, statement, e);
 	}
 	return r < 0 ? r : transaction_end(&t);
 }
@@ -863,6 +897,7 @@ int state_remove_entries(struct state *s, const uint64_t *inos, int count)
 {
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(transaction_release) struct transaction t = { 0 };
+	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 
 	if (count == 0)
@@ -871,8 +906,8 @@ int state_remove_entries(struct state *s, const uint64_t *inos, int count)
 	if (r == 0)
 		r = prepare(s, "DELETE FROM entry WHERE ino = ?", &statement);
 	for (int i = 0; r == 0 && i < count; i++) {
-		(void)sqlite3_bind_int64(statement, 1, (int64_t)inos[i]);
-		r = run(s, statement);
+		bind_number(statement, 1, (int64_t)inos[i], &e);
+		r = run(s, statement, e);
 	}
 	return r < 0 ? r : transaction_end(&t);
 }
@@ -902,6 +937,7 @@ int state_set(struct state *s, const char *key, const char *value)
 {
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(text_release) char *full = fact_key(key);
+	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 
 	if (!full)
@@ -909,7 +945,7 @@ int state_set(struct state *s, const char *key, const char *value)
 	int r = prepare(s, "INSERT OR REPLACE INTO fact VALUES(?, ?)", &statement);
 	if (r < 0)
 		return r;
-	bind_text(statement, 1, full);
-	bind_text(statement, 2, value);
-	return run(s, statement);
+	bind_text(statement, 1, full, &e);
+	bind_text(statement, 2, value, &e);
+	return run(s, statement, e);
 }

@@ -3,12 +3,13 @@
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import time
 
-from harness import (SESSIONFS, TOKEN, MountCase, environment, main, mounts_under, paper_bytes, processes_of, read, run,
-                     wait_for, write)
+from harness import (ROOT, SESSIONFS, TOKEN, MountCase, environment, main, mounts_under, needs, paper_bytes, processes_of, read,
+                     run, wait_for, write)
 
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 
@@ -65,6 +66,30 @@ class Commands(MountCase):
 
     def token_path(self):
         return os.path.join(self.folder, "config", "sessionfs", "raydocs.token")
+
+
+class Manual(MountCase):
+    PAGE = os.path.join(ROOT, "fs", "sessionfs.1")
+
+    def test_the_manual_has_each_option_and_each_command_that_the_help_has_and_no_other(self):
+        page = read(self.PAGE).decode()
+        shown = run([SESSIONFS, "-h"]).out
+        options = shown[shown.index("Options"):].split("and what mount.fuse3 knows")[0]
+        helped = set(re.findall(r"^    ([a-z_]+)(?:=| )", options, re.M))
+        named = set(re.findall(r"^\.It Cm ([a-z_]+)(?==| Ns|$)", page[page.index(".Sh OPTIONS"):page.index(".Sh COPYING IN")], re.M))
+        named |= set(re.findall(r", Cm ([a-z_]+)= Ns", page))
+        self.assertEqual(helped, named)
+        self.assertGreater(len(helped), 30)
+        helped = set(re.findall(r"^    sessionfs ([a-z]+) ", shown, re.M)) - {"SOURCE"}
+        named = set(re.findall(r"^\.It Cm ([a-z]+)", page[page.index(".Sh COMMANDS"):page.index(".Sh OPTIONS")], re.M))
+        self.assertEqual(helped, named)
+        for default in re.findall(r"\[([^\]]+)\]$", options, re.M):
+            self.assertIn(".Bq " + default, page)
+
+    @needs("groff")
+    def test_the_manual_is_set_without_a_warning(self):
+        done = run(["groff", "-mandoc", "-Tutf8", "-ww", "-z", self.PAGE])
+        self.assertEqual((0, ""), (done.status, done.err))
 
 
 class Setup(Commands):

@@ -51,7 +51,8 @@ struct local {
 	bool counted_out;        /* it is a document now and folder->local_count has it no more */
 	bool is_frozen;          /* spool is a version that was sent: a change needs a new one */
 	int write_error;         /* -errno of a write that failed: what is here is not what its writer meant, and is not sent; 0 none ... */
-	int64_t gap_start, gap_end; /* ... or until these bytes were written after all, or cut off */
+	int64_t gap_start, gap_end; /* ... or until these bytes were written after all, or cut off ... */
+	pid_t gap_writer;           /* ... by the process (thread group) that it failed for; -1: several */
 	char sent_sha256[65];    /* of the version the engine has or had last; "" none */
 	uint64_t sent_spool_id;
 	char *home_name;         /* of a failed file: what it was called in its session; owned */

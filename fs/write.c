@@ -15,6 +15,7 @@
 #include "fs/mount_impl.h"
 
 #define EMPTY_LIFE_MS 60000
+#define AGAIN_MS 10000
 /* A writer that sets the time after its close is still the writer. */
 #define TIMES_AFTER_MS 60000
 #define FOREVER_MS INT64_MAX
@@ -220,15 +221,20 @@ static void mind_gap(struct change *c, int r)
 	int64_t start = c->offset, end = c->offset + (int64_t)c->len;
 
 	SCOPED_LOCK(&c->m->tree.lock);
+	if (r == 0 && !l->write_error)
+		return;
+	pid_t writer = park_tgid(fuse_req_ctx(c->req)->pid);
 	if (r < 0 && c->kind == CHANGE_WRITE) {
 		bool is_first = l->write_error == 0;
+		l->gap_writer = is_first || writer == l->gap_writer ? writer : -1;
 		l->gap_start = is_first || start < l->gap_start ? start : l->gap_start;
 		l->gap_end = is_first || end > l->gap_end ? end : l->gap_end;
 		l->write_error = r;
 		if (c->handle)
 			c->handle->has_written = true; /* its close has something to tell */
-	} else if (r == 0 && l->write_error) {
-		if (c->kind == CHANGE_WRITE && start <= l->gap_start && end > l->gap_start)
+	} else if (r == 0) {
+		/* Another program that writes there goes on where the first one gave up, (a; b) > file, and makes nothing good. */
+		if (c->kind == CHANGE_WRITE && start <= l->gap_start && end > l->gap_start && writer == l->gap_writer)
 			l->gap_start = end;
 		else if ((c->kind == CHANGE_TRUNCATE || c->kind == CHANGE_OPEN) && start <= l->gap_start)
 			l->gap_start = l->gap_end;
@@ -579,6 +585,41 @@ static int attach_copy(struct mount *m, struct entry *e)
 	return r;
 }
 
+static void close_later(struct mount *m, struct entry *e);
+static struct closing *closing_new(struct mount *m, fuse_req_t req, struct entry *e);
+
+/* tree.lock held. */
+static bool is_left_behind(struct mount *m, const struct entry *e)
+{
+	return e->local && e->local->writers == 0 && !e->local->is_submitted && local_wants_sending(m, e);
+}
+
+static void send_again(void *arg)
+{
+	struct closing *c = arg;
+	pthread_mutex_lock(&c->m->tree.lock);
+	if (is_left_behind(c->m, c->entry))
+		close_later(c->m, c->entry);
+	pthread_mutex_unlock(&c->m->tree.lock);
+	closing_free(c);
+}
+
+static void forget_again(void *arg)
+{
+	closing_free(arg);
+}
+
+/* It is whole and has its final name, but the disk, or the service for a copy, would not have it just now. */
+static void try_again_later(struct mount *m, struct entry *e)
+{
+	SCOPED_LOCK(&m->tree.lock);
+	struct closing *c = local_wants_sending(m, e) ? closing_new(m, NULL, e) : NULL;
+	if (c && pool_run_later(m->disk, AGAIN_MS, send_again, forget_again, c) < 0) {
+		node_drop(&m->tree, &e->node);
+		free(c);
+	}
+}
+
 static void close_job(void *arg)
 {
 	struct closing *c = arg;
@@ -591,6 +632,8 @@ static void close_job(void *arg)
 		r = local_submit(m, c->entry, NULL, NULL, waits, not_before);
 	else if (r == 0)
 		r = 1;
+	if (r < 0)
+		try_again_later(m, c->entry);
 	if (!c->req) {
 		if (r < 0)
 			log_error("upload: a closed file could not be queued: %s", strerror(-r));

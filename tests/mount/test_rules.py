@@ -496,6 +496,17 @@ class FullDisk(MountCase):
         time.sleep(0.5)
         self.assertEqual([], self.sandbox.documents(self.session))
 
+    def test_what_a_second_program_writes_after_the_first_one_failed_is_not_the_file(self):
+        filler = write(os.path.join(self.dir, "filler.part"), b"x" * 4_000_000)
+        first, second = (write(os.path.join(self.sources, name), paper_bytes(size=3_000_000)) for name in ("first", "second"))
+        done = run("(dd if='%s' bs=4M status=none; rm '%s'; sleep 0.3; cat '%s'; :) > '%s'" % (
+            first, filler, second, os.path.join(self.dir, "headless.pdf")))
+        self.assertEqual(0, done.status, done)
+        self.assertIn("No space left", done.err)
+        time.sleep(0.5)
+        self.assertEqual([], self.sandbox.documents(self.session))
+        self.assertIn("headless.pdf", os.listdir(os.path.join(self.mount.path, "Not uploaded", "Q1")))
+
     def test_a_program_that_makes_room_and_writes_again_loses_nothing(self):
         data = paper_bytes(size=3_000_000)
         filler = write(os.path.join(self.dir, "filler.part"), b"x" * 4_000_000)

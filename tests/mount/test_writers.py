@@ -2,24 +2,27 @@
 from a child or from another thread. Whatever the way, the service ends up with one document, and when it refuses or is away the
 program is told as far as it listens, and the bytes are in one place."""
 
+import base64
+import contextlib
 import os
 import shutil
 import threading
 import time
+import unittest
 import zipfile
 
-from harness import (HERE, PYTHON, SFTP_SERVER, SharedMount, attribute, environment, folder_name, main, needs,
+from harness import (HERE, PYTHON, SFTP_SERVER, SLACK, SharedMount, attribute, environment, folder_name, main, needs,
                      paper_bytes, read, run, sha256_of, wait_for, write)
 
 
 class Writer:
     """words: a text for bash; it finds SRC (the file), DST (where it shall go), DIR, SRCDIR, NAME and ZIP (an archive of SRCDIR).
-    told: its exit status says when a close or rename fails. cleans: it then removes what it wrote.
+    told: its exit status says when a close or rename fails. cleans: it then removes what it wrote. renames: it writes a part file.
     again: the exit status of a second run, None when any will do."""
 
-    def __init__(self, name, words, requires=(), told=True, cleans=False, again=None, data=None, loses_source=False):
+    def __init__(self, name, words, requires=(), told=True, cleans=False, again=None, data=None, loses_source=False, renames=False):
         self.name, self.words, self.requires, self.told, self.cleans = name, words, requires, told, cleans
-        self.again, self.data, self.loses_source = again, data, loses_source
+        self.again, self.data, self.loses_source, self.renames = again, data, loses_source, renames
         self.slug = "".join(c if c.isalnum() else "_" for c in name).strip("_")
 
     def here(self):
@@ -65,7 +68,7 @@ WRITERS = [
     Writer("node stream", node('fs.createReadStream(e.SRC).pipe(fs.createWriteStream(e.DST))'), ["node"]),
     Writer("curl -o", 'curl -sS -o "$DST" "file://$SRC"', ["curl"]),
     Writer("vim -es", VIM + ' -es -u NONE -i NONE -b "$SRC" -c \'saveas! $DST\' -c "qa!"', [VIM]),
-    Writer("cp to a part file then mv", 'cp "$SRC" "$DST.part" && mv "$DST.part" "$DST"'),
+    Writer("cp to a part file then mv", 'cp "$SRC" "$DST.part" && mv "$DST.part" "$DST"', renames=True),
     Writer("gio copy", 'gio copy "$SRC" "$DST"', ["gio"]),
     Writer("sftp put", 'printf \'put "%s" "%s"\\n\' "$SRC" "$DST" | sftp -q -b - -D ' + SFTP_SERVER, ["sftp", SFTP_SERVER]),
     Writer("scp", 'scp -q -D ' + SFTP_SERVER + ' "$SRC" "anyhost:$DST"', ["scp", SFTP_SERVER]),
@@ -86,6 +89,9 @@ class Job:
         self.source = os.path.join(inner, NAME)
         self.zip = os.path.join(self.sources, "files.zip")
         self.renew()
+        self.pack()
+
+    def pack(self):
         with zipfile.ZipFile(self.zip, "w") as z:
             z.write(self.source, NAME)
 
@@ -145,8 +151,28 @@ class AServiceThatAnswers(EachWriter):
 AServiceThatAnswers.add_tests("ends_as_exactly_one_document", AServiceThatAnswers.check)
 
 
+def attribute_or_none(path, name):
+    try:
+        return attribute(path, name)
+    except OSError:
+        return None
+
+
+# Where the bytes of a file that a program wrote can be; exactly one of them holds, whatever the service does.
+SERVICE, QUEUE, FAILED, SCRATCH, NOWHERE = "the service", "the queue", "the failed folder", "its scratch name", "nowhere"
+
+
 class AllAtOnce(EachWriter):
-    """For services that fail: all writers run side by side before the first test, which then look at how it went."""
+    """A fault crossed with every writer: all run side by side before the first test, and each test looks at how its one went. At the
+    end a line tells where the files ended up."""
+    fault = None        # what the line says
+    recovers = False    # in the end nothing waits
+    notices = [r"."]    # what the log may say of it
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.expected = cls.notices
 
     @classmethod
     def after_mount(cls):
@@ -156,6 +182,7 @@ class AllAtOnce(EachWriter):
             writer = getattr(cls, name).writer
             if writer.here():
                 job = cls.jobs[name] = Job(writer, sources, os.path.join(cls.mount.path, folder_name(name)))
+                cls.prepare(name, job)
                 os.listdir(job.folder)
         cls.spoil()
 
@@ -170,6 +197,12 @@ class AllAtOnce(EachWriter):
         for t in threads:
             t.join()
         cls.afterwards()
+        cls.places = {name: cls.places_of(name) for name in cls.jobs}
+        cls.tell()
+
+    @classmethod
+    def prepare(cls, name, job):
+        pass
 
     @classmethod
     def spoil(cls):
@@ -177,74 +210,158 @@ class AllAtOnce(EachWriter):
 
     @classmethod
     def afterwards(cls):
-        pass
+        cls.settle()
 
-    def look(self):
+    @classmethod
+    def settle(cls, seconds=25):
+        """Until nothing is on its way any more. Not an assertion: each test tells its own file's fate."""
+        end = time.monotonic() + seconds * SLACK
+        while cls.mount.status()["waiting"] and time.monotonic() < end:
+            time.sleep(0.1)
+
+    @classmethod
+    def places_of(cls, name):
+        """All the places that hold what the program wrote, the service as often as it does."""
+        job = cls.jobs[name]
+        found = [SERVICE] * cls.sandbox.hashes(cls.ids[name]).count(sha256_of(job.data))
+        for entry in os.scandir(job.folder):
+            state = attribute_or_none(entry.path, "state")
+            if state in ("queued", "uploading", "waiting"):
+                found.append(QUEUE)
+            elif state == "local" and entry.stat().st_size > 0:
+                found.append(SCRATCH)
+        kept = cls.kept_folder(job)
+        if os.path.isdir(kept):
+            found += [FAILED] * sum(not n.endswith(".why.txt") for n in os.listdir(kept))
+        return found or [NOWHERE]
+
+    @classmethod
+    def kept_folder(cls, job):
+        return os.path.join(cls.mount.path, ".sessionfs", "failed", os.path.basename(job.folder))
+
+    @classmethod
+    def is_lost(cls, name):
+        """Status 0, or a program that does not look, and yet the bytes are nowhere."""
+        done, writer = cls.done[name], cls.jobs[name].writer
+        return cls.places[name] == [NOWHERE] and not isinstance(done, AssertionError) and \
+            not (done.status != 0 and (writer.cleans or cls.is_told_early(writer))) and not cls.is_skipped(writer)
+
+    @classmethod
+    def is_told_early(cls, writer):
+        """It is refused before it has written a byte."""
+        return False
+
+    @classmethod
+    def is_skipped(cls, writer):
+        """It chooses to write nothing."""
+        return False
+
+    @classmethod
+    def tell(cls):
+        lost = sum(cls.is_lost(name) for name in cls.jobs)
+        doubled = sum(len(p) > 1 for p in cls.places.values())
+        hung = sum(isinstance(d, AssertionError) for d in cls.done.values())
+        counts = ["%s %d" % (p, n) for p in (SERVICE, QUEUE, FAILED, SCRATCH, NOWHERE)
+                  if (n := sum(p in found for found in cls.places.values()))]
+        print("     %s: cases %d: %s; lost %d, doubled %d, hung %d" % (cls.fault, len(cls.jobs), ", ".join(counts), lost, doubled, hung),
+              flush=True)
+
+    def look(self, told=Ellipsis):
         job, done = self.jobs[self._testMethodName], self.done[self._testMethodName]
         if isinstance(done, AssertionError):
             raise done
-        if job.writer.told is not None:
-            self.assertEqual(job.writer.told, done.status != 0, done)
+        told = job.writer.told if told is Ellipsis else told
+        if told is not None:
+            self.assertEqual(told, done.status != 0, done)
         if job.writer.loses_source and done.status != 0:
             self.assertEqual(job.data, read(job.source), "the source is gone, and the program knew that it failed")
-        return job, done
+        self.assertEqual(1, len(self.places[self._testMethodName]), "in several places: %r, %r" % (self.places[self._testMethodName], done))
+        self.assertFalse(self.is_lost(self._testMethodName), "lost: %r" % done)
+        return job, done, self.places[self._testMethodName][0]
 
-
-def told_or_not(writer):
-    return "notices" if writer.told else "may not notice" if writer.told is None else "does not notice"
-
-
-class AServiceThatRefuses(AllAtOnce):
-    """A refusal of every upload call."""
-    options = {"ttl": "10m", "naming": "session"}
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.expected = [r"refus|422|400|could not be processed|unsupported|failed"]
-
-    @classmethod
-    def spoil(cls):
-        status, body = cls.sandbox.refusal
-        cls.sandbox.fault(method="POST", path=cls.sandbox.upload_path, status=status, times=0, body=body)
-
-    def check(self, writer):
-        job, done = self.look()
-        self.assertEqual([], self.sandbox.documents(self.session))
-        kept = os.path.join(self.mount.path, ".sessionfs", "failed", os.path.basename(self.dir))
-        if writer.cleans:
-            self.assertEqual([], os.listdir(self.dir))
-            self.assertFalse(os.path.exists(os.path.join(kept, NAME)), "the program removed it, and yet it is kept")
-            return
-        if "then mv" in writer.name:
-            self.assertEqual([NAME + ".part"], os.listdir(self.dir))
-            self.assertEqual(job.data, read(job.path + ".part"))
-            return
-        wait_for(lambda: os.path.exists(os.path.join(kept, NAME)), 15, "the bytes are kept where failures are shown")
+    def assert_kept(self, job, why):
+        kept = self.kept_folder(job)
         self.assertEqual(job.data, read(os.path.join(kept, NAME)))
-        self.assertIn("The file could not be read.", read(os.path.join(kept, NAME + ".why.txt")).decode())
+        self.assertIn(why, read(os.path.join(kept, NAME + ".why.txt")).decode())
         self.assertEqual([], os.listdir(self.dir), "it is in the session's folder as well")
 
 
-def attribute_or_none(path, name):
-    try:
-        return attribute(path, name)
-    except OSError:
-        return None
+def told_or_not(writer):
+    return ("notices" if writer.told else "may not notice" if writer.told is None else "does not notice").replace(" ", "_")
 
 
-AServiceThatRefuses.add_tests(
-    lambda w: told_or_not(w).replace(" ", "_") + "_a_refusal_and_the_bytes_are_in_one_place", AServiceThatRefuses.check)
+class AServiceThatRefuses(AllAtOnce):
+    """422 to every upload call."""
+    fault = "refused at the last step"
+    options = {"ttl": "10m", "naming": "session"}
+    notices = [r"refus|422|could not be processed|unsupported|failed"]
+
+    @classmethod
+    def spoil(cls):
+        cls.sandbox.fault(method="POST", path="/documents/upload$", status=422, times=0, body={
+            "message": "The file could not be read.", "errors": {"file": ["The file could not be read."]}})
+
+    def check(self, writer):
+        job, done, place = self.look()
+        self.assertEqual([], self.sandbox.documents(self.session))
+        self.assertEqual(NOWHERE if writer.cleans else SCRATCH if writer.renames else FAILED, place)
+        if place == SCRATCH:
+            self.assertEqual([NAME + ".part"], os.listdir(self.dir))
+            self.assertEqual(job.data, read(job.path + ".part"))
+        elif place == FAILED:
+            self.assert_kept(job, "The file could not be read.")
+        else:
+            self.assertEqual([], os.listdir(self.dir))
+
+
+AServiceThatRefuses.add_tests(lambda w: told_or_not(w) + "_a_refusal_and_the_bytes_are_in_one_place", AServiceThatRefuses.check)
+
+
+class AServiceThatIsBusy(AllAtOnce):
+    """429 with a pause, to the first requests of all of them and to some later ones."""
+    fault = "429, then fine"
+    options = {"ttl": "10m", "naming": "session"}
+
+    @classmethod
+    def spoil(cls):
+        for route, times in (("sign", 12), ("upload", 8)):
+            cls.sandbox.fault(route=route, status=429, times=times, headers={"Retry-After": "1"}, body={"message": "Too Many Attempts."})
+
+    def check(self, writer):
+        job, done, place = self.look(told=False)
+        self.assertEqual(SERVICE, place, done)
+        self.assert_one_document(NAME, job.data)
+
+
+AServiceThatIsBusy.add_tests("waits_while_the_service_is_busy_and_ends_as_one_document", AServiceThatIsBusy.check)
+
+
+class AServiceThatIsAwayForAMoment(AllAtOnce):
+    """Nobody listens for three seconds."""
+    fault = "down for 3 s"
+    options = {"ttl": "10m"}
+
+    @classmethod
+    def spoil(cls):
+        cls.sandbox.control("POST", "/down", {"how": "refuse"})
+        back = threading.Timer(3, cls.sandbox.control, ("POST", "/up"))
+        back.daemon = True
+        back.start()
+
+    def check(self, writer):
+        job, done, place = self.look(told=False)
+        self.assertEqual(SERVICE, place, done)
+        self.assert_one_document(NAME, job.data)
+
+
+AServiceThatIsAwayForAMoment.add_tests("sits_out_three_seconds_and_ends_as_one_document", AServiceThatIsAwayForAMoment.check)
 
 
 class AServiceThatIsDown(AllAtOnce):
-    """Nobody listens; then the service comes back."""
+    """Nobody listens, also not after the daemon was killed and mounted again; then the service comes back."""
+    fault = "down for good, then back"
     options = {"ttl": "10m", "close_timeout": "2s"}
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.expected = [r"refus|away|answer|connect|Connect|later|wait"]
+    notices = [r"refus|away|answer|connect|Connect|later|wait"]
 
     @classmethod
     def spoil(cls):
@@ -252,33 +369,137 @@ class AServiceThatIsDown(AllAtOnce):
 
     @classmethod
     def afterwards(cls):
-        cls.listed = {name: os.listdir(job.folder) for name, job in cls.jobs.items()}
-        cls.states = {name: attribute_or_none(job.path, "state") for name, job in cls.jobs.items()}
+        cls.meanwhile = {name: cls.places_of(name) for name in cls.jobs}
+        time.sleep(1.2)  # a scratch file has its row a second after its close
+        cls.mount.kill()
+        cls.mount.start().names_seen(len(cls.ids))
+        cls.after_kill = {name: cls.places_of(name) for name in cls.jobs if cls.meanwhile[name] != [NOWHERE]}
         cls.sandbox.control("POST", "/up")
         cls.mount.command("retry", "--all")
-        # Not an assertion: each test tells its own file's fate.
-        for _ in range(200):
-            if not any(attribute_or_none(job.path, "state") in ("queued", "uploading", "waiting") for job in cls.jobs.values()):
-                break
-            time.sleep(0.1)
+        cls.settle()
 
     def check(self, writer):
-        job, done = self.look()
-        if self.listed[self._testMethodName] == []:
-            self.assertTrue(done.status != 0 and (writer.cleans or writer.name == "python child"), "the file is gone: %r" % done)
+        job, done, place = self.look()
+        name = self._testMethodName
+        # The rename of a part file failed: what was to be renamed is still there.
+        meanwhile = SCRATCH if writer.renames else NOWHERE if done.status != 0 and (writer.cleans or writer.told is None) else QUEUE
+        if writer.told is None and self.meanwhile[name] != [NOWHERE]:
+            meanwhile = QUEUE
+        self.assertEqual([meanwhile], self.meanwhile[name])
+        self.assertEqual([meanwhile], self.after_kill.get(name, [NOWHERE]))
+        self.assertEqual(SERVICE if meanwhile == QUEUE else meanwhile, place)
+        if place == SERVICE:
+            self.assert_one_document(NAME, job.data)
+        else:
+            self.assertEqual([NAME + ".part"] if place == SCRATCH else [], os.listdir(self.dir))
             self.assertEqual([], self.sandbox.documents(self.session))
-            return
-        if done.status != 0 and "then mv" in writer.name:  # the rename failed: what it was to rename is still there
-            self.assertEqual([NAME + ".part"], self.listed[self._testMethodName])
-            self.assertEqual([], self.sandbox.documents(self.session))
-            return
-        self.assertEqual([NAME], self.listed[self._testMethodName])
-        self.assertIn(self.states[self._testMethodName], ("waiting", "queued", "uploading"))
-        self.assert_one_document(NAME, job.data)
 
 
-AServiceThatIsDown.add_tests(
-    lambda w: told_or_not(w).replace(" ", "_") + "_an_outage_and_nothing_is_lost_or_doubled", AServiceThatIsDown.check)
+AServiceThatIsDown.add_tests(lambda w: told_or_not(w) + "_an_outage_and_nothing_is_lost_or_doubled", AServiceThatIsDown.check)
+
+
+@unittest.skipUnless(shutil.which("mount"), "no mount")
+class ADiskThatIsFull(AllAtOnce):
+    """Not a byte of room for the spool."""
+    fault = "spool full"
+    room = 0
+    options = {"ttl": "10m", "naming": "session"}
+    size = 200_000
+
+    @classmethod
+    def before_mount(cls):
+        cls.disk = cls.class_folder()
+        done = run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", cls.disk])
+        if done.status != 0:
+            raise unittest.SkipTest("no tmpfs can be mounted: " + done.err)
+        cls.options = {**cls.options, "state_dir": os.path.join(cls.disk, "state")}
+
+    @classmethod
+    def tearDownClass(cls):
+        with contextlib.suppress(AssertionError):
+            cls.mount.stop()
+        run(["umount", "-l", cls.disk])
+        super().tearDownClass()
+
+    @classmethod
+    def prepare(cls, name, job):
+        if not job.writer.data:
+            job.data = paper_bytes(size=cls.size)
+            os.unlink(job.source)
+            job.renew()
+            job.pack()
+
+    @classmethod
+    def spoil(cls):
+        with open(os.path.join(cls.disk, "filler"), "wb", buffering=0) as f:
+            with contextlib.suppress(OSError):
+                while True:
+                    f.write(b"x" * 4096)
+            f.truncate(f.tell() - cls.room)
+
+    @classmethod
+    def afterwards(cls):
+        os.unlink(os.path.join(cls.disk, "filler"))
+        cls.settle(30)
+
+    @classmethod
+    def is_told_early(cls, writer):
+        return True
+
+    def check(self, writer):
+        job, done, place = self.look(told=None)
+        self.assertTrue(done.status != 0 or place == SERVICE or writer.name == "two cats into", "%r %r" % (place, done))
+        if place == SERVICE:
+            self.assert_one_document(NAME, job.data)
+        else:
+            self.assertEqual([], self.sandbox.documents(self.session), "a part of it")
+            self.assertIn(place, (FAILED, NOWHERE, SCRATCH))
+            self.assertEqual(0, self.room and place == SCRATCH and not writer.renames)
+
+
+ADiskThatIsFull.add_tests("hears_of_a_full_disk_and_no_part_of_the_file_is_sent", ADiskThatIsFull.check)
+
+
+class ADiskThatIsNearlyFull(ADiskThatIsFull):
+    """Room for a few of the files at a time."""
+    fault = "spool nearly full"
+    room = 1_500_000
+
+
+class ANameThatExists(AllAtOnce):
+    """A document of that name with other bytes, which this mount did not bring."""
+    fault = "name exists already"
+    options = {"ttl": "10m"}
+
+    @classmethod
+    def prepare(cls, name, job):
+        job.before = paper_bytes()
+        cls.sandbox.document(cls.ids[name], NAME, base64=base64.b64encode(job.before).decode())
+
+    @classmethod
+    def spoil(cls):
+        cls.mount.command("refresh", cls.mount.path)
+        for job in cls.jobs.values():
+            wait_for(lambda job=job: os.listdir(job.folder) == [NAME], 10, "the document shows")
+
+    @classmethod
+    def is_told_early(cls, writer):
+        return True
+
+    @classmethod
+    def is_skipped(cls, writer):
+        return writer.again == 0 and writer.name in ("cp -n", "cp -u")
+
+    def check(self, writer):
+        job, done, place = self.look(told=None if self.is_skipped(writer) else True)
+        self.assertEqual(SCRATCH if writer.renames else NOWHERE, place)
+        self.assertEqual([sha256_of(job.before)], self.sandbox.hashes(self.session))
+        self.assertEqual(sorted([NAME] + [NAME + ".part"] * (place == SCRATCH)), sorted(os.listdir(self.dir)))
+        self.assertEqual(job.before, read(job.path))
+        self.assertEqual(job.data, read(job.source))
+
+
+ANameThatExists.add_tests("is_refused_or_skips_a_name_that_exists", ANameThatExists.check)
 
 
 class SeveralFiles(SharedMount):

@@ -59,6 +59,22 @@ const struct backend_option *backend_options(const char *service)
 	return ops->options ? ops->options : none;
 }
 
+const char *document_extra(const struct document *d, const char *name)
+{
+	for (int i = 0; i < DOCUMENT_EXTRA_MAX && d->extra[i][0]; i++) {
+		if (strcmp(d->extra[i][0], name) == 0)
+			return d->extra[i][1];
+	}
+	return NULL;
+}
+
+const char *document_bytes_id(const struct document *d)
+{
+	const char *id = document_extra(d, "document");
+
+	return id ? id : d->id;
+}
+
 /* ---- whose credentials ---------------------------------------------------------------------------------------- */
 
 /* Stands between a backend and whoever reads credentials for it, and notes whose they were. */

@@ -69,6 +69,7 @@ struct call {
 	enum urgency urgency;
 	int64_t deadline_ms;       /* clock_now_ms() scale; 0: the call's own bound (60 s; transfers: while bytes move) */
 	struct transfer *transfer; /* may be NULL */
+	bool is_sweep;             /* a listing is to be asked for in full, `known` notwithstanding: a cheap refresh does not see all */
 	/* May be NULL. A listing walk hands over each page as it arrives; `page` is borrowed for the call of it. */
 	void (*on_page)(void *arg, const struct listing *page);
 	void *on_page_arg;
@@ -131,6 +132,8 @@ enum document_state {
 
 const char *document_state_word(enum document_state s);
 
+enum { DOCUMENT_EXTRA_MAX = 6 };
+
 /* A view of one document: texts are borrowed from the listing that filled it. NULL: the service did not say. */
 struct document {
 	const char *id;       /* the service's; opaque */
@@ -149,9 +152,16 @@ struct document {
 		const char *status, *version, *config;
 		int64_t updated_ms; /* -1: unknown */
 	} parsing;                  /* the newest one */
-	const char *extra[4][2]; /* a service's further attributes, { "upload", "123" }; ends at { NULL } */
+	const char *extra[DOCUMENT_EXTRA_MAX][2]; /* a service's further attributes, { "upload", "123" }; ends at { NULL } */
 	char sha256_text[65]; /* room for sha256; not for readers */
 };
+
+/* Two of the further attributes mean the same wherever they are met: "parent", the id of what it was taken out of, such as an archive
+ * (the answer to an upload that names one tells that the file became others, under names of their own), and "document", the id of its
+ * bytes where the document can be given others. */
+const char *document_extra(const struct document *d, const char *name); /* NULL: it has none */
+/* What its bytes never change under. */
+const char *document_bytes_id(const struct document *d);
 
 /* The documents of one session as they were at one moment, in the server's order; immutable, counted, shared by
  * threads. A listing holds each id once. */

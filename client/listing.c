@@ -392,10 +392,10 @@ enum {
 	HAS_SHA256 = 32,
 	HAS_SOURCE_URL = 64,
 	HAS_ERROR = 128,
-	EXTRA_SHIFT = 8, /* how many extras: 0..4 */
+	EXTRA_SHIFT = 8, /* how many extras: 0..EXTRA_MAX */
 };
 
-enum { EXTRA_MAX = 4 };
+enum { EXTRA_MAX = DOCUMENT_EXTRA_MAX };
 
 static void pack_number(struct buf *b, uint64_t n)
 {

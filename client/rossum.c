@@ -53,6 +53,7 @@ enum {
 	NO_ANNOTATION_MS = 45 * 1000, /* within a minute, so that a close() still hears of it */
 	SETTLE_MS = 10 * 1000,        /* a file whose answer was lost shows in the listing by then, if it was taken */
 	SETTLE_LOOK_MS = 2000,
+	YOUNGER_MS = 30 * 1000,  /* a document comes with its annotation, not so long after it */
 	SKEW_MS = 10 * 60 * 1000, /* between the service's clock and ours */
 	ATTEMPT_MS = 60 * 60 * 1000,
 	LINKS = 8192,
@@ -338,12 +339,16 @@ static bool is_html(const char *name, const char *mime)
 	return (mime && strcasecmp(mime, "text/html") == 0) || (name && strcmp(mime_by_name(name), "text/html") == 0);
 }
 
-/* The members of an archive and the parts of a split file inherit the metadata, but not the bytes. */
-static bool mark_is_of(const struct mark *m, const cJSON *document)
+/* The members of an archive and the parts of a split file inherit the metadata, but not the bytes; and where pages were edited in
+ * place the annotation shows a younger document. */
+static bool mark_is_of(const struct mark *m, const cJSON *annotation, const cJSON *document)
 {
 	const char *name = text_of(document, "original_file_name");
 	const cJSON *parent = member(document, "parent");
+	int64_t made_ms = time_of(annotation, "created_at");
 
+	if (made_ms >= 0 && time_of(document, "created_at") > made_ms + YOUNGER_MS)
+		return false;
 	if (!name || (parent && !cJSON_IsNull(parent)) || is_html(name, text_of(document, "mime_type")))
 		return false;
 	return !m->name || strcmp(m->name, name) == 0;
@@ -351,7 +356,7 @@ static bool mark_is_of(const struct mark *m, const cJSON *document)
 
 /* What a view of a document borrows from besides the JSON. */
 struct document_room {
-	struct json_id id, document, upload, creator, email, organization;
+	struct json_id id, document, upload, creator, email, organization, parent;
 	char trouble[TROUBLE_BYTES];
 };
 
@@ -380,7 +385,7 @@ static void read_trouble(const cJSON *annotation, struct document *ret, struct d
 
 static void add_extra(struct document *doc, const char *name, const char *value)
 {
-	for (int i = 0; value && i < 4; i++) {
+	for (int i = 0; value && i < DOCUMENT_EXTRA_MAX; i++) {
 		if (!doc->extra[i][0]) {
 			doc->extra[i][0] = name;
 			doc->extra[i][1] = value;
@@ -508,7 +513,7 @@ static void read_size(const cJSON *annotation, const cJSON *document, struct doc
 	struct mark mark;
 
 	ret->size_bytes = -1;
-	if (!read_mark(annotation, &mark) || !mark_is_of(&mark, document))
+	if (!read_mark(annotation, &mark) || !mark_is_of(&mark, annotation, document))
 		return;
 	ret->size_bytes = mark.size_bytes;
 	for (int i = 0; i < 64; i++)
@@ -563,6 +568,7 @@ static int read_document(struct rossum *s, const cJSON *annotation, const cJSON 
 	const char *email = ref_in(document, "email", &room->email);
 	add_extra(ret, "email", email ? email : ref_in(annotation, "email", &room->email));
 	add_extra(ret, "organization", ref_in(annotation, "organization", &room->organization));
+	add_extra(ret, "parent", ref_in(document, "parent", &room->parent));
 	return 0;
 }
 
@@ -1544,7 +1550,7 @@ static bool texts_are_equal(const char *a, const char *b)
 
 static bool documents_are_equal(const struct document *a, const struct document *b)
 {
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < DOCUMENT_EXTRA_MAX; i++) {
 		if (!texts_are_equal(a->extra[i][0], b->extra[i][0]) ||
 		    !texts_are_equal(a->extra[i][1], b->extra[i][1]))
 			return false;
@@ -2812,7 +2818,7 @@ static const struct backend_caps caps = {
 		"Give a token of the Rossum API (POST /auth/login makes one), or username= and the password as the "
 		"secret; the user needs a role that may see and fill the queues.",
 	.default_url = NULL,
-	.formats = "pdf png jpg jpeg tiff xlsx xls docx doc html htm",
+	.formats = "pdf png jpg jpeg tiff xlsx xls docx doc html htm zip",
 	.document_bytes_max = DOCUMENT_BYTES_MAX,
 	.sessions = SESSIONS_LISTED,
 	.attaches = true,

@@ -196,10 +196,7 @@ static int get_of_document(const struct entry *e, const struct document *d, cons
 		add_time(ret, d->created_ms);
 		return 0;
 	}
-	for (int i = 0; i < 4 && d->extra[i][0]; i++)
-		if (strcmp(name, d->extra[i][0]) == 0)
-			return add_text(ret, d->extra[i][1]);
-	return -ENODATA;
+	return add_text(ret, document_extra(d, name));
 }
 
 static int get_of_entry(struct mount *m, const struct entry *e, const char *name, struct buf *ret)
@@ -336,7 +333,7 @@ void attr_list(struct mount *m, struct node *n, struct buf *ret)
 		return;
 	struct document d;
 	if (entry_document((struct entry *)n, &d))
-		for (int i = 0; i < 4 && d.extra[i][0]; i++) {
+		for (int i = 0; i < DOCUMENT_EXTRA_MAX && d.extra[i][0]; i++) {
 			int len = snprintf(name, sizeof(name), PREFIX "%s", d.extra[i][0]);
 			if (d.extra[i][1])
 				buf_add_bytes(ret, name, (size_t)len + 1);

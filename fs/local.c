@@ -792,8 +792,11 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	}
 	node_hold(&f->node);
 	bool was_there = was_there_before(f, item, &d), was_ours = is_ours(f, d.id);
-	(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
-	if (!was_there && !was_ours && e->is_shown)
+	/* An archive has become others, which show under names of their own: nothing stands for it. */
+	bool was_unpacked = document_extra(&d, "parent") != NULL;
+	if (!was_unpacked)
+		(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
+	if (!was_unpacked && !was_there && !was_ours && e->is_shown)
 		other_count = hide_other_names(m, f, e, d.id, others);
 	l->is_submitted = l->has_row = false;
 	l->has_verdict = true;
@@ -805,13 +808,17 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	bool sends_again = l->sends_again;
 	l->sends_again = false;
 	/* A document from here on, before any closer hears of it; unless another version has been begun. */
-	if (!sends_again && !l->is_unlinked && !l->is_dirty)
+	if (!sends_again && !l->is_unlinked && !l->is_dirty && !was_unpacked)
 		count_out(e);
 	if (spool_id(l->spool) == item->spool_id)
 		sent = spool_ref(l->spool);
-	if (l->is_unlinked) {
-		/* Removed while its last step was under way. */
-		is_removed = true;
+	bool was_unlinked = l->is_unlinked;
+	if (was_unpacked && !sends_again) {
+		notice_entry(m, f, e->name);
+		folder_refresh(m, f, URGENCY_PERSON);
+	}
+	if (was_unlinked || (was_unpacked && !sends_again)) {
+		is_removed = true; /* the former while its last step was under way */
 		f->local_count--;
 		folder_hide_entry(t, e, false);
 		drop_taken_back(m, e);
@@ -824,12 +831,12 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 		folder_save_entry(m, e); /* durable before the queue's row goes */
 	if (other_count > 0)
 		(void)state_remove_entries(m->state, others, other_count); /* logged there; they would be names of it, not shown */
-	if (sent)
+	if (sent && !was_unpacked)
 		keep_content(m, sent, &d, item->sha256);
 	unlink_spool_later(m, item->spool_id);
 	if (old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
 		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, old_id);
-	if (is_removed && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+	if (was_unlinked && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
 		log_warning("upload: '%s' was removed meanwhile, and document %s could not be detached", item->name, d.id);
 	log_info("upload: '%s/%s' is there as document %s", item->session_name ? item->session_name : item->session_id, item->name, d.id);
 	if (!sends_again)

@@ -37,7 +37,7 @@ void read_content_key(const struct document *d, char ret[129])
 	if (d->sha256)
 		(void)snprintf(ret, 129, "%s", d->sha256);
 	else
-		(void)snprintf(ret, 129, "id-%s", d->id);
+		(void)snprintf(ret, 129, "id-%s", document_bytes_id(d));
 }
 
 /* HTML may be changed by a service that cleans it, so what is read back need not be what the hash was taken of. */

@@ -108,7 +108,8 @@ static void all_of_a_document_comes_back(void **state)
 		.pages = 12,
 		.error = "it broke",
 		.parsing = { "done", "v2", "c0ffee", 1700000000000 },
-		.extra = { { "upload", "123" }, { "queue", "7" }, { "k", "" }, { "last", "x" } },
+		.extra = { { "upload", "123" }, { "queue", "7" }, { "k", "" }, { "fourth", "4" }, { "fifth", "5" },
+			   { "last", "x" } },
 	};
 
 	(void)state;
@@ -130,7 +131,7 @@ static void all_of_a_document_comes_back(void **state)
 	assert_string_equal(d.parsing.version, "v2");
 	assert_string_equal(d.parsing.config, "c0ffee");
 	assert_true(d.parsing.updated_ms == 1700000000000);
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < DOCUMENT_EXTRA_MAX; i++) {
 		assert_string_equal(d.extra[i][0], full.extra[i][0]);
 		assert_string_equal(d.extra[i][1], full.extra[i][1]);
 	}

@@ -175,7 +175,7 @@ static int find_name(struct listing *l, const char *name, struct document *ret)
 
 static const char *extra_of(const struct document *doc, const char *name)
 {
-	for (int i = 0; i < 4 && doc->extra[i][0]; i++) {
+	for (int i = 0; i < DOCUMENT_EXTRA_MAX && doc->extra[i][0]; i++) {
 		if (strcmp(doc->extra[i][0], name) == 0)
 			return doc->extra[i][1];
 	}

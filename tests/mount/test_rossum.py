@@ -156,5 +156,39 @@ class Sizes(RossumCase):
         self.assertIn("3 documents", done.err)
 
 
+class Uploads(RossumCase):
+    """What a close says and what comes of a file."""
+
+    def archive(self, **members):
+        """Of name: bytes."""
+        room = io.BytesIO()
+        with zipfile.ZipFile(room, "w") as z:
+            for name, data in members.items():
+                z.writestr(name.replace("_", "."), data)
+        return room.getvalue()
+
+    def test_the_members_of_an_archive_show_under_their_own_names_and_the_close_succeeds(self):
+        self.setting()
+        members = {"one.pdf": paper_bytes(), "two.pdf": paper_bytes()}
+        done = self.copy("bundle.zip", self.archive(**members))
+        self.assertEqual(0, done.status, done)
+        wait_for(lambda: sorted(os.listdir(self.dir)) == sorted(members), 20, "the members and nothing else are listed")
+        for name, data in members.items():
+            self.assertEqual(data, read(self.path(name)), name)
+            self.assertIsNotNone(attribute(self.path(name), "parent"))
+        self.assertEqual(0, self.mount.status()["waiting"])
+        self.mount.stop()
+        self.mount.start().names_seen(1)
+        self.assertEqual(sorted(members), sorted(os.listdir(self.dir)))
+
+    def test_what_a_hook_adds_shows_under_its_own_name_beside_the_file(self):
+        self.setting()
+        self.sandbox.set(rossum__hook_add="^with")
+        data = paper_bytes()
+        self.assertEqual(0, self.copy("with more.pdf", data).status)
+        self.assertEqual(data, read(self.path("with more.pdf")))
+        wait_for(lambda: len(os.listdir(self.dir)) == 2, 20, "what was added is listed")
+
+
 if __name__ == "__main__":
     main()

@@ -199,6 +199,7 @@ struct uploads {
 
 	pthread_mutex_t lock;   /* guards what follows, the jobs and the lines; taken before a pool's own */
 	pthread_cond_t changed; /* somebody waits for a row, an event, or the end of work */
+	pthread_cond_t timer;   /* the clock waits for timer_ms, or for another */
 	struct index jobs, lines;
 	struct job_list ready_lines, ready_persons, ready_background;
 	struct job_list paused, foreign, working, calling, ending, failed;
@@ -573,7 +574,7 @@ static int prior_add(struct job *j, const char *document_id)
 	return 0;
 }
 
-static void claim_note(struct uploads *u, const struct job *j, const char *document_id)
+static int claim_note(struct uploads *u, const struct job *j, const char *document_id)
 {
 	struct claim *c = &u->claims[u->next_claim++ % CLAIMS_MAX];
 
@@ -582,6 +583,7 @@ static void claim_note(struct uploads *u, const struct job *j, const char *docum
 	c->session_id = strdup(j->item.session_id);
 	c->document_id = strdup(document_id);
 	memcpy(c->sha256, j->item.sha256, sizeof(c->sha256));
+	return c->session_id && c->document_id ? 0 : -ENOMEM;
 }
 
 /* A file from before a restart may come when an equal one is done again already. */
@@ -603,11 +605,10 @@ static int claims_apply(const struct uploads *u, struct job *j)
 static int siblings_tell(struct uploads *u, const struct job *j, const char *document_id)
 {
 	struct job *other;
-	int r = 0;
 
 	if (u->caps->reuses_bytes)
 		return 0;
-	claim_note(u, j, document_id);
+	int r = claim_note(u, j, document_id);
 	while (r == 0 && (other = sibling_to_tell(u, j, document_id))) {
 		r = prior_add(other, document_id);
 		if (r < 0)
@@ -1371,9 +1372,9 @@ static void work_ask_known(struct uploads *u, struct job *j)
 		u->config.known(u->config.arg, session_id, sha256, size_bytes, &known_id, &known_session_id,
 				&prior_ids);
 		pthread_mutex_lock(&u->lock);
-	}
-	if (session_id && !prior_ids)
+	} else if (session_id) {
 		prior_ids = strdup("");
+	}
 	if (worker_has(j) && prior_ids && strcmp(session_id, j->item.session_id) == 0) {
 		free(j->item.prior_ids);
 		j->item.prior_ids = prior_ids;
@@ -2302,12 +2303,10 @@ static int64_t tick_next(struct uploads *u, int64_t now_ms)
 	return probe_ms > now_ms && probe_ms < at_ms ? probe_ms : at_ms;
 }
 
-static void tick(void *arg)
+/* Gives the lock up meanwhile. */
+static void tick(struct uploads *u)
 {
-	struct uploads *u = arg;
 	struct line *l;
-
-	pthread_mutex_lock(&u->lock);
 	int64_t now_ms = clock_now_ms();
 	u->timer_ms = INT64_MAX;
 	if (u->must_look_again) {
@@ -2326,16 +2325,47 @@ static void tick(void *arg)
 	int64_t next_ms = tick_next(u, now_ms);
 	if (next_ms != INT64_MAX)
 		tick_at(u, next_ms > now_ms ? next_ms : now_ms + 1);
+}
+
+static struct timespec in_ms(int64_t ms)
+{
+	struct timespec until;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* can't fail for this clock */
+	until.tv_sec += ms / 1000;
+	until.tv_nsec += ms % 1000 * 1000000;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	return until;
+}
+
+/* One job of its pool from the beginning to the end: a tick that needed memory could fail to come, and then nobody would
+ * tell those who wait. */
+static void clock_run(void *arg)
+{
+	struct uploads *u = arg;
+
+	pthread_mutex_lock(&u->lock);
+	while (!u->is_stopping) {
+		int64_t left_ms = u->timer_ms == INT64_MAX ? INT64_MAX : u->timer_ms - clock_now_ms();
+		struct timespec until = in_ms(left_ms > 0 && left_ms < DAY_MS ? left_ms : DAY_MS);
+		if (left_ms <= 0)
+			tick(u);
+		else if (left_ms == INT64_MAX)
+			pthread_cond_wait(&u->timer, &u->lock);
+		else
+			(void)pthread_cond_timedwait(&u->timer, &u->lock, &until); /* whatever woke it, it looks again */
+	}
 	pthread_mutex_unlock(&u->lock);
 }
 
-/* A tick no later than that. Without memory for one, the next call of anybody brings another. */
+/* A tick no later than that. */
 static void tick_at(struct uploads *u, int64_t at_ms)
 {
 	if (u->is_stopping || at_ms >= u->timer_ms)
 		return;
-	if (pool_run_later(u->clock, at_ms - clock_now_ms(), tick, NULL, u) == 0)
-		u->timer_ms = at_ms;
+	u->timer_ms = at_ms;
+	pthread_cond_signal(&u->timer);
 }
 
 static void tick_now(struct uploads *u)
@@ -2385,11 +2415,13 @@ int uploads_new(const struct uploads_config *config, struct uploads **ret)
 	(void)pthread_condattr_init(&attr);
 	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	(void)pthread_cond_init(&u->changed, &attr);
+	(void)pthread_cond_init(&u->timer, &attr);
 	(void)pthread_condattr_destroy(&attr);
 	u->workers = pool_new("upload", u->config.transfers_max);
 	u->lines_pool = pool_new("upload-line", LINES_MAX);
 	u->clock = pool_new("upload-clock", 1);
-	if (!u->config.spool_dir || !u->config.account || !u->workers || !u->lines_pool || !u->clock)
+	if (!u->config.spool_dir || !u->config.account || !u->workers || !u->lines_pool || !u->clock ||
+	    pool_run(u->clock, clock_run, u) < 0)
 		return -ENOMEM;
 	*ret = u;
 	u = NULL;
@@ -2412,13 +2444,8 @@ static void cancel_calls(struct uploads *u)
 /* Until nobody works any more, or until the time is up. */
 static void wait_for_work(struct uploads *u, int64_t ms)
 {
-	struct timespec until;
+	struct timespec until = in_ms(ms);
 
-	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* can't fail for this clock */
-	until.tv_sec += ms / 1000;
-	until.tv_nsec += ms % 1000 * 1000000;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
 	while (u->busy > 0) {
 		if (pthread_cond_timedwait(&u->changed, &u->lock, &until) == ETIMEDOUT)
 			return;
@@ -2458,16 +2485,21 @@ void uploads_free(struct uploads *u)
 	pthread_mutex_lock(&u->lock);
 	u->is_stopping = u->is_drained = u->is_draining = true;
 	cancel_calls(u);
+	pthread_cond_signal(&u->timer);
 	pthread_mutex_unlock(&u->lock);
 	pool_free(u->workers);
 	pool_free(u->lines_pool);
 	pool_free(u->clock);
+	/* Of files that are there: their bytes go too, and the next mount would take the rows for damaged ones. */
+	TAILQ_FOREACH (j, &u->ending, in_list)
+		(void)row_end(u, j, false); /* logged */
 	for (size_t at = 0; (j = index_next(&u->jobs, &at)); at = 0)
 		job_drop(u, j);
 	index_release(&u->jobs);
 	index_release(&u->lines);
 	pthread_mutex_destroy(&u->lock);
 	pthread_cond_destroy(&u->changed);
+	pthread_cond_destroy(&u->timer);
 	for (int i = 0; i < CLAIMS_MAX; i++) {
 		free(u->claims[i].session_id);
 		free(u->claims[i].document_id);
@@ -2489,6 +2521,8 @@ static int job_new(struct uploads *u, const struct queue_item *item, struct job 
 		r = j->item.account ? 0 : -ENOMEM;
 	}
 	if (r < 0) {
+		if (j)
+			queue_item_release(&j->item);
 		free(j);
 		return r;
 	}

@@ -78,8 +78,8 @@ struct uploads_config {
 	void (*event)(void *arg, enum upload_event event, const struct queue_item *item, struct listing *document,
 		      int error, const char *words);
 	/* Does the workspace of that session hold these bytes already, as far as anybody here knows? Fills malloc'ed
-	 * ids or leaves NULL; fills prior_ids (documents with this hash in the session now), "" none. Called once
-	 * when a file begins. */
+	 * ids or leaves NULL; fills prior_ids (documents with this hash in the session now), "" none, NULL no memory:
+	 * then it is asked again later. Called once when a file begins. */
 	void (*known)(void *arg, const char *session_id, const char *sha256, int64_t size_bytes, char **ret_document_id,
 		      char **ret_session_id, char **ret_prior_ids);
 	void *arg;

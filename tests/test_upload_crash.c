@@ -489,7 +489,8 @@ static void live(void)
 	if (uploads_new(&config, &engine) < 0 || queue_load(queue, resume_row, NULL) < 0)
 		_exit(2);
 	for (int i = 0; i < w->files; i++) {
-		if (!w->is_accepted[i])
+		/* One that was done before its submitting came back is no new one either. */
+		if (!w->is_accepted[i] && !__atomic_load_n(&w->is_done[i], __ATOMIC_SEQ_CST))
 			submit_file(i);
 	}
 	while (!is_all_done()) {

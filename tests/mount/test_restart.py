@@ -2,9 +2,10 @@
 
 import os
 import signal
+import threading
 import time
 
-from harness import (TOKEN, MountCase, attribute, begin, main, mounts_under, paper_bytes, processes_of, read, run, sha256_of,
+from harness import (SLACK, SLOW, TOKEN, MountCase, attribute, begin, main, mounts_under, paper_bytes, processes_of, read, run, sha256_of,
                      wait_for, write)
 
 
@@ -141,6 +142,51 @@ class Restart(MountCase):
         self.sandbox.control("POST", "/token", {"token": TOKEN, "abilities": "*"})
         self.assertEqual(0, self.mount.command("retry", "--all").status)
         self.arrives_once(*papers)
+
+    def test_a_token_refused_in_the_middle_of_many_files_fails_none_and_all_are_there_once_it_is_replaced(self):
+        self.setting(upload="background", close_timeout="5s")
+        self.expects(r".")
+        count = 300 if SLOW else 45
+        names = ["Q1", "Q2", "Q3"]
+        ids = [self.session] + [self.sandbox.session(name) for name in names[1:]]
+        for session in ids[1:]:
+            self.assertEqual(0, self.mount.command("add", "test", session).status)
+        folders = [os.path.join(self.mount.path, name) for name in names]
+        for folder in folders:
+            wait_for(lambda folder=folder: os.path.isdir(folder), 10, "it shows")
+            os.listdir(folder)
+        papers = [self.paper("drop %03d.pdf" % i, size=20_000) for i in range(count)]
+        self.sandbox.set(latency_ms=20)
+        there = lambda: sum(len(self.sandbox.hashes(session)) for session in ids)
+        refused = threading.Event()
+
+        def refuse():
+            wait_for(lambda: there() >= count // 10, 60, "some have arrived")
+            self.sandbox.control("POST", "/revoke", {"token": TOKEN})
+            refused.set()
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        for i, paper in enumerate(papers):
+            if i == count // 2:
+                self.assertTrue(refused.wait(60 * SLACK))
+            self.assertEqual(0, run(["cp", paper, folders[i % 3]]).status)
+        thread.join()
+        time.sleep(1.5)
+        before = there()
+        self.assertLess(before, count)
+        state = self.mount.status()
+        self.assertEqual((count - before, 0), (state["waiting"], state["failed"]))
+        self.assertFalse(os.path.exists(os.path.join(self.mount.path, "Not uploaded")))
+        print("     refused with %d of %d at the service" % (before, count))
+        # A new token may be another account's; this one is the same person's, and lists the same sessions.
+        self.sandbox.control("POST", "/token", {"token": "rd_live_a_new_token_0123456789abcdef", "abilities": "*"})
+        self.mount.write_token("rd_live_a_new_token_0123456789abcdef")
+        wait_for(lambda: there() >= count, 60, "all are there, and nobody said retry")
+        time.sleep(0.7)
+        for i, session in enumerate(ids):
+            self.assertEqual(sorted(map(sha256_of, papers[i::3])), self.sandbox.hashes(session))
+            self.assertEqual(sorted(map(os.path.basename, papers[i::3])), sorted(os.listdir(folders[i])))
+        wait_for(lambda: self.mount.status()["waiting"] == 0, 10, "nothing waits")
 
     def test_a_dead_mount_can_be_mounted_over_again(self):
         self.setting()

@@ -11,7 +11,7 @@ import time
 import unittest
 import zipfile
 
-from harness import (HERE, PYTHON, SFTP_SERVER, SLACK, SharedMount, attribute, environment, folder_name, main, needs,
+from harness import (HERE, PYTHON, SFTP_SERVER, SLACK, SLOW, SharedMount, attribute, environment, folder_name, main, needs,
                      paper_bytes, read, run, sha256_of, wait_for, write)
 
 
@@ -500,6 +500,37 @@ class ANameThatExists(AllAtOnce):
 
 
 ANameThatExists.add_tests("is_refused_or_skips_a_name_that_exists", ANameThatExists.check)
+
+
+class Settling(SharedMount):
+    """settle=: what is written in pieces is one document."""
+    seconds = 5 if SLOW else 2
+    pause = 2 if SLOW else 0.7
+    options = {"settle": str(seconds)}
+
+    def test_three_appends_with_pauses_are_one_document(self):
+        before = self.sandbox.last_request()
+        pieces = [write(os.path.join(self.sources, "page %d" % i), paper_bytes()) for i in range(3)]
+        path = os.path.join(self.dir, NAME)
+        for i, piece in enumerate(pieces):
+            if i:
+                time.sleep(self.pause)
+            self.assertEqual([], self.sandbox.writes(before), "sent before it had settled")
+            done = run("cat '%s' >> '%s'" % (piece, path))
+            self.assertEqual(0, done.status, done)
+            self.assertLess(done.seconds, self.seconds, "its close waited for the upload")
+        wait_for(lambda: self.sandbox.hashes(self.session), self.seconds + 10, "it has settled and is there")
+        self.assert_one_document(NAME, b"".join(map(read, pieces)))
+        self.assertEqual(1, len([r for r in self.sandbox.writes(before) if r["origin"] == "storage"]))
+
+    def test_a_piece_that_comes_after_it_was_sent_is_refused_and_the_document_stays(self):
+        path = os.path.join(self.dir, NAME)
+        data = paper_bytes()
+        write(path, data)
+        wait_for(lambda: self.sandbox.hashes(self.session), self.seconds + 10, "it has settled and is there")
+        wait_for(lambda: attribute(path, "state") == "stored", 10, "stored")
+        self.assertEqual(1, run("echo more >> '%s'" % path).status)
+        self.assert_one_document(NAME, data)
 
 
 class SeveralFiles(SharedMount):

@@ -34,7 +34,7 @@ enum {
 	WINDOW_MS = 60 * 1000,
 	LINK_MS = 4 * 60 * 1000,     /* an upload link lives for 5 minutes; an older one is not even tried */
 	REFUSED_MS = 10 * 60 * 1000, /* so long a 403 to a side question is believed */
-	AHEAD_MAX = 6,               /* pages of one listing under way at a time */
+	AHEAD_MAX = 32,              /* pages of one listing under way at a time: 1,000 documents in three turns */
 	RELAY_MS = 100,
 	BATCH_MAX = 20,
 	HEADERS_MAX = 32,
@@ -1220,35 +1220,308 @@ static int walk_soundly(struct walk *w, struct listing **ret, bool *ret_is_sound
 	return 0;
 }
 
-/* Does the session's own record name the same documents in the same condition? It costs one request, whatever their
- * number. */
-static bool record_agrees(const cJSON *body, struct listing *known)
-{
-	const cJSON *list = cJSON_GetObjectItemCaseSensitive(unwrap(body), "documents"), *item;
-	int count = listing_count(known), agreed = 0;
-	bool *seen;
+/* ---- what changed since ------------------------------------------------------------------------------------------ */
 
-	if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != count)
-		return false;
-	seen = calloc((size_t)count + 1, sizeof(*seen));
+static int get_document_json(struct raydocs *s, struct call *call, const char *document_id, cJSON **ret);
+
+/* A document of which the session's record says something else than we know. */
+struct needed {
+	const char *id; /* borrowed from the record, or from `known` */
+	int page;       /* where it may stand, if the pages have the record's order; 0: nobody knows */
+	bool is_found;
+};
+
+/* A refresh for less than a walk: the session's own record (one request, whatever their number) names every document
+ * with its name and status, and only what it says anew is asked for. */
+struct update {
+	struct raydocs *s;
+	struct call *call;
+	const char *session_id;
+	struct listing *known;
+	int64_t asked_ms, as_of_wall_ms;
+	cJSON *record;
+	bool *is_named;            /* of known: the record names it */
+	int named, named_in_all;   /* of known; of all */
+	struct needed *needed;
+	int needed_count, needed_room;
+	int64_t total;             /* as a page said; -1 */
+	int newcomers;             /* in `found` and not in known */
+	struct listing_builder *found;
+	bool order_differs;        /* a page did not hold what it should by the record's order */
+	bool is_cut;               /* the record does not name all */
+};
+
+static void update_release(struct update *u)
+{
+	cJSON_Delete(u->record);
+	free(u->is_named);
+	free(u->needed);
+	listing_builder_free(u->found);
+}
+
+static bool is_needed(const struct update *u, const char *id)
+{
+	for (int i = 0; i < u->needed_count; i++) {
+		if (strcmp(u->needed[i].id, id) == 0)
+			return true;
+	}
+	return false;
+}
+
+static int need(struct update *u, const char *id, int page)
+{
+	if (u->needed_count == u->needed_room) {
+		int room = u->needed_room ? 2 * u->needed_room : 16;
+		struct needed *grown = realloc(u->needed, (size_t)room * sizeof(*grown));
+
+		if (!grown)
+			return -ENOMEM;
+		u->needed = grown;
+		u->needed_room = room;
+	}
+	u->needed[u->needed_count++] = (struct needed){ .id = id, .page = page };
+	return 0;
+}
+
+/* Pages of a walk over all of it. */
+static int walk_pages(const struct update *u)
+{
+	int per_page = atomic_load(&u->s->page_documents);
+
+	return (listing_count(u->known) + per_page - 1) / per_page;
+}
+
+/* Compares the record with what is known. 1: it can't be gone by; more than a walk would cost is not looked at. */
+static int read_record(struct update *u)
+{
+	const cJSON *list = cJSON_GetObjectItemCaseSensitive(unwrap(u->record), "documents"), *item;
+	int per_page = atomic_load(&u->s->page_documents), place = 0;
+
+	if (!cJSON_IsArray(list))
+		return 1;
+	u->is_named = calloc((size_t)listing_count(u->known) + 1, sizeof(*u->is_named));
+	if (!u->is_named)
+		return -ENOMEM;
 	cJSON_ArrayForEach (item, list) {
 		struct json_in in = json_in_begin(item, "raydocs: document");
-		struct json_id room;
-		const char *id = json_id_or(&in, "id", &room, NULL);
-		const char *name = json_text_or(&in, "filename", NULL), *status = json_text_or(&in, "status", NULL);
+		const char *id = json_text_or(&in, "id", NULL), *name = json_text_or(&in, "filename", NULL);
+		const char *status = json_text_or(&in, "status", NULL);
 		struct document doc;
-		int at = seen && id && !in.failed ? listing_find(known, id) : -1;
+		int at = id && !in.failed ? listing_find(u->known, id) : -1;
 
-		if (at < 0 || seen[at])
-			break;
-		seen[at] = true;
-		listing_get(known, at, &doc);
-		if (!texts_are_equal(doc.filename, name) || !texts_are_equal(doc.status, status))
-			break;
-		agreed++;
+		if (!id || in.failed || !*id)
+			return 1;
+		if (at >= 0) {
+			if (u->is_named[at])
+				return 1; /* named twice: nothing can be counted by it */
+			u->is_named[at] = true;
+			u->named++;
+			listing_get(u->known, at, &doc);
+		}
+		if (at < 0 || !texts_are_equal(doc.filename, name) || !texts_are_equal(doc.status, status)) {
+			int r = need(u, id, place / per_page + 1);
+			if (r < 0)
+				return r;
+		}
+		place++;
+		/* One of each page at the least: a walk is cheaper. */
+		if (u->needed_count > per_page * walk_pages(u))
+			return 1;
 	}
-	free(seen);
-	return agreed == count;
+	u->named_in_all = place;
+	return 0;
+}
+
+/* Takes a document into `found`, when it says anything new. */
+static int take_document(struct update *u, const cJSON *item)
+{
+	struct document doc, before;
+	struct document_room room;
+	int r = read_document(unwrap(item), &doc, &room);
+
+	if (r < 0)
+		return r;
+	int at = listing_find(u->known, doc.id);
+	bool was_needed = false;
+	for (int i = 0; i < u->needed_count; i++) {
+		if (strcmp(u->needed[i].id, doc.id) == 0)
+			was_needed = u->needed[i].is_found = true;
+	}
+	if (at >= 0)
+		listing_get(u->known, at, &before);
+	if (at >= 0 && !was_needed && documents_are_equal(&before, &doc))
+		return 0;
+	int count = listing_builder_count(u->found);
+	r = add_document(u->found, item, true);
+	if (r == 0 && at < 0)
+		u->newcomers += listing_builder_count(u->found) > count;
+	return r;
+}
+
+/* 1: it is not a page. *ret_count: the documents on it. */
+static int take_page(struct update *u, int page, int *ret_count)
+{
+	CLEANUP(json_release) cJSON *body = NULL;
+	int r = get_page(u->s, u->call, u->session_id, page, &body), hits = 0, expected = 0;
+	const cJSON *list, *item;
+
+	if (r < 0)
+		return r;
+	list = read_list(body);
+	u->total = read_meta(u->s, body).total;
+	if (!list || u->total < 0)
+		return 1; /* without it pages can't be told from the whole */
+	cJSON_ArrayForEach (item, list) {
+		r = take_document(u, item);
+		if (r < 0)
+			return r;
+	}
+	for (int i = 0; i < u->needed_count; i++) {
+		expected += u->needed[i].page == page;
+		hits += u->needed[i].page == page && u->needed[i].is_found;
+	}
+	u->order_differs = u->order_differs || hits < expected;
+	*ret_count = cJSON_GetArraySize(list);
+	return 0;
+}
+
+/* 1: it can't be had by itself. */
+static int take_single(struct update *u, struct needed *n)
+{
+	CLEANUP(json_release) cJSON *body = NULL;
+	int r = get_document_json(u->s, u->call, n->id, &body);
+
+	if (r < 0 && is_refusal(u->call)) {
+		forget_fault(u->call);
+		return 1;
+	}
+	if (r < 0)
+		return r;
+	r = take_document(u, unwrap(body));
+	return r == 0 && !n->is_found ? 1 : r;
+}
+
+/* How many needed ones that were not found stand on this page, if the record's order holds. */
+static int count_on(const struct update *u, int page)
+{
+	int count = 0;
+
+	for (int i = 0; i < u->needed_count; i++)
+		count += u->needed[i].page == page && !u->needed[i].is_found;
+	return count;
+}
+
+/* Requests it takes to ask for what is needed: a page for several on it, a document for one alone. */
+static int count_requests(const struct update *u)
+{
+	int requests = 0, last_page = 0;
+
+	for (int i = 0; i < u->needed_count; i++) {
+		const struct needed *n = &u->needed[i];
+
+		requests += n->page == 0 || n->page != last_page;
+		last_page = n->page;
+	}
+	return requests;
+}
+
+static int take_needed(struct update *u)
+{
+	for (int i = 0; i < u->needed_count; i++) {
+		struct needed *n = &u->needed[i];
+		int count, r = 0;
+
+		if (u->order_differs && u->needed_count - i >= walk_pages(u))
+			return 1; /* each would be asked for alone */
+		if (!n->is_found && n->page > 0 && !u->order_differs && count_on(u, n->page) > 1)
+			r = take_page(u, n->page, &count);
+		if (r == 0 && !n->is_found)
+			r = take_single(u, n);
+		if (r != 0)
+			return r;
+	}
+	return 0;
+}
+
+/* The record names fewer than there are: the list's ends show what came, and `total` whether anything else did. What
+ * is under way is asked for one by one, since nothing else tells how it goes. */
+static int update_by_ends(struct update *u)
+{
+	int per_page = atomic_load(&u->s->page_documents), count, r;
+	int last_page = (int)((u->total + per_page - 1) / per_page);
+	struct document doc;
+
+	for (int page = 1; page <= last_page; page += last_page > 1 ? last_page - 1 : 1) {
+		r = take_page(u, page, &count);
+		if (r != 0)
+			return r;
+	}
+	if (u->total != listing_count(u->known) + u->newcomers)
+		return 1;
+	for (int i = 0; i < listing_count(u->known); i++) {
+		listing_get(u->known, i, &doc);
+		if (doc.state == STATE_PROCESSING && !u->is_named[i] && !is_needed(u, doc.id)) {
+			r = need(u, doc.id, 0); /* its id's text lives as long as known */
+			if (r < 0)
+				return r;
+		}
+	}
+	u->is_cut = true;
+	return 2 + count_requests(u) < walk_pages(u) ? take_needed(u) : 1;
+}
+
+static int update_finish(struct update *u, struct listing **ret)
+{
+	CLEANUP(listing_release) struct listing *found = NULL;
+	CLEANUP(listing_release) struct listing *patched = NULL;
+	int gone = 0, count = listing_count(u->known);
+	const char **without;
+
+	if (listing_builder_count(u->found) == 0 && (u->is_cut || u->named == count))
+		return listing_renew(u->known, u->asked_ms, u->as_of_wall_ms, ret);
+	without = calloc((size_t)count + 1, sizeof(*without));
+	struct listing_builder *given = u->found;
+	u->found = NULL;
+	int r = listing_builder_finish(given, u->asked_ms, u->as_of_wall_ms, &found);
+	for (int i = 0; r == 0 && without && i < count && !u->is_cut; i++) {
+		struct document doc;
+
+		if (u->is_named[i])
+			continue;
+		listing_get(u->known, i, &doc);
+		if (listing_find(found, doc.id) < 0) /* else a page had it after all */
+			without[gone++] = doc.id;
+	}
+	if (r == 0)
+		r = without ? listing_patch(u->known, without, gone, found, &patched) : -ENOMEM;
+	free(without);
+	return r == 0 ? listing_renew(patched, u->asked_ms, u->as_of_wall_ms, ret) : r;
+}
+
+/* 1: only a walk can tell. */
+static int update_run(struct update *u, struct listing **ret)
+{
+	int count = 0, r = get_session_json(u->s, u->call, u->session_id, &u->record);
+
+	if (r == 0)
+		r = read_record(u);
+	if (r != 0)
+		return r;
+	bool lacks = u->named < listing_count(u->known);
+	if (!lacks && u->needed_count == 0)
+		return update_finish(u, ret);
+	if (1 + lacks + count_requests(u) >= walk_pages(u))
+		return 1;
+	/* What the record leaves out is gone, unless there are more than it names. */
+	if (lacks)
+		r = take_page(u, u->needed_count && u->needed[0].page ? u->needed[0].page : 1, &count);
+	if (r == 0 && lacks && u->total > u->named_in_all)
+		r = update_by_ends(u);
+	else if (r == 0 && lacks && u->total < u->named_in_all)
+		return 1; /* one of the two is not of this moment */
+	else if (r == 0)
+		r = take_needed(u);
+	return r == 0 ? update_finish(u, ret) : r;
 }
 
 static int raydocs_list_documents(struct backend *b, struct call *call, const char *session_id, struct listing *known,
@@ -1257,25 +1530,26 @@ static int raydocs_list_documents(struct backend *b, struct call *call, const ch
 	struct raydocs *s = raydocs_from(b);
 	struct walk w = { .s = s, .call = call, .session_id = session_id };
 	CLEANUP(listing_release) struct listing *found = NULL;
-	int64_t asked_ms = clock_now_ms(), as_of_wall_ms = clock_wall_ms();
+	CLEANUP(update_release) struct update u = { .s = s, .call = call, .session_id = session_id, .known = known,
+						    .asked_ms = clock_now_ms(), .as_of_wall_ms = clock_wall_ms(),
+						    .total = -1 };
 	bool is_sound;
+	int r = 1;
 
 	/* What fits into one page is as cheap to ask in full. */
-	if (known && listing_count(known) > atomic_load(&s->page_documents)) {
-		CLEANUP(json_release) cJSON *body = NULL;
-		int r = get_session_json(s, call, session_id, &body);
-
-		if (r < 0)
+	if (known && !call->is_sweep && listing_count(known) > atomic_load(&s->page_documents)) {
+		u.found = listing_builder_new(s->scratch_dir);
+		r = u.found ? update_run(&u, ret) : no_memory(call);
+		if (r <= 0)
 			return r;
-		if (record_agrees(body, known))
-			return listing_renew(known, asked_ms, as_of_wall_ms, ret);
 	}
-	int r = walk_soundly(&w, &found, &is_sound);
+	r = walk_soundly(&w, &found, &is_sound);
 	walk_release(&w);
 	if (r < 0)
 		return r;
-	if (known && listings_are_equal(known, found, true))
-		return listing_renew(known, asked_ms, as_of_wall_ms, ret);
+	/* A patched one has its newcomers at the end, wherever the service shows them. */
+	if (known && listings_are_equal(known, found, false))
+		return listing_renew(known, u.asked_ms, u.as_of_wall_ms, ret);
 	*ret = found;
 	found = NULL;
 	return 0;

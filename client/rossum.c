@@ -105,6 +105,12 @@ struct login {
 	char words[200];
 };
 
+/* A field's initial value: values=[QUEUE/]KEY:VALUE. */
+struct value {
+	char *queue; /* id or name; NULL: all */
+	char *key, *text;
+};
+
 struct rossum {
 	struct backend self;
 	struct http *http;
@@ -112,7 +118,8 @@ struct rossum {
 	char *base_url; /* without a slash at its end */
 	char *scratch_dir;
 	char *metadata; /* further members for the metadata, `,"key":"value"`...; "" */
-	char *values;   /* a JSON object, or NULL */
+	struct value *values;
+	int value_count;
 	bool is_raw;    /* upload_form=raw */
 	int (*read_credentials)(void *arg, struct credentials *ret);
 	const char *(*option)(void *arg, const char *name, int nth);
@@ -124,7 +131,7 @@ struct rossum {
 	pthread_mutex_t lock; /* guards what follows */
 	struct link *links;   /* LINKS of them, by annotation; a later one takes an earlier one's place */
 	struct attempt *attempts;
-	struct named *workspaces;
+	struct named *workspaces, *queues; /* the latter as far as values= asks for names */
 	struct memo *memos;
 	struct doubt *doubts;
 	struct login login;
@@ -1027,14 +1034,14 @@ static int pages_next(struct rossum *s, struct call *call, struct pages *p, cJSO
 
 /* ---- queues -------------------------------------------------------------------------------------------------- */
 
-static void workspace_note(struct rossum *s, const cJSON *item)
+static void name_note(struct rossum *s, struct named **list, const cJSON *item)
 {
 	struct json_id room;
 	const char *id = own_id(item, &room), *name = text_of(item, "name");
 	struct named *w;
 	SCOPED_LOCK(&s->lock);
 
-	for (w = s->workspaces; id && w && strcmp(w->id, id) != 0;)
+	for (w = *list; id && w && strcmp(w->id, id) != 0;)
 		w = w->next;
 	if (!id || w)
 		return;
@@ -1049,15 +1056,15 @@ static void workspace_note(struct rossum *s, const cJSON *item)
 		free(w);
 		return;
 	}
-	w->next = s->workspaces;
-	s->workspaces = w;
+	w->next = *list;
+	*list = w;
 }
 
 /* false: nobody has told. */
-static bool workspace_look(struct rossum *s, const char *id, char **ret_name)
+static bool name_look(struct rossum *s, struct named *const *list, const char *id, char **ret_name)
 {
 	SCOPED_LOCK(&s->lock);
-	const struct named *w = s->workspaces;
+	const struct named *w = *list;
 
 	while (w && strcmp(w->id, id) != 0)
 		w = w->next;
@@ -1078,7 +1085,7 @@ static void learn_workspaces(struct rossum *s, struct call *call)
 
 		r = pages_next(s, call, &pages, &body, &results);
 		cJSON_ArrayForEach (item, results)
-			workspace_note(s, item);
+			name_note(s, &s->workspaces, item);
 	}
 }
 
@@ -1090,7 +1097,7 @@ static void learn_workspace(struct rossum *s, struct call *call, const char *id)
 	buf_addf(&path, "/workspaces/%s", id);
 	const struct http_request q = { .method = "GET", .path = buf_text(&path), .accepts_any = true };
 	if (ask_json(s, call, &q, &body) == 0)
-		workspace_note(s, body);
+		name_note(s, &s->workspaces, body);
 }
 
 static bool mime_matches(const char *pattern, const char *mime)
@@ -1185,10 +1192,10 @@ static int rossum_get_session(struct backend *b, struct call *call, const char *
 	r = read_queue(body, &found);
 	if (r < 0)
 		return fail(call, r == -EPROTO ? FAULT_AWAY : FAULT_NONE, r, "this is not a queue");
-	if (found.workspace_id && !workspace_look(s, found.workspace_id, &found.qualifier)) {
+	if (found.workspace_id && !name_look(s, &s->workspaces, found.workspace_id, &found.qualifier)) {
 		learn_workspace(s, call, found.workspace_id);
 		forget_fault(call);
-		(void)workspace_look(s, found.workspace_id, &found.qualifier); /* NULL: nobody tells */
+		(void)name_look(s, &s->workspaces, found.workspace_id, &found.qualifier); /* NULL: nobody tells */
 	}
 	*ret = found;
 	found = (struct session){ 0 };
@@ -1242,12 +1249,12 @@ static void qualify(struct rossum *s, struct call *call, struct session_list *l)
 	for (int i = 0; i < l->count; i++) {
 		struct session *queue = &l->items[i];
 
-		if (!queue->workspace_id || workspace_look(s, queue->workspace_id, &queue->qualifier) || has_asked)
+		if (!queue->workspace_id || name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) || has_asked)
 			continue;
 		learn_workspaces(s, call);
 		forget_fault(call);
 		has_asked = true;
-		(void)workspace_look(s, queue->workspace_id, &queue->qualifier);
+		(void)name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier);
 	}
 }
 
@@ -1737,6 +1744,19 @@ static int walk_whole(struct walk *w, struct listing *known, struct listing **re
 	return r < 0 ? no_memory(w->call) : 0;
 }
 
+/* Which upload a document came of is said nowhere but in the answer to that: what an earlier listing has goes on. */
+static void take_over(struct rossum *s, struct listing *known)
+{
+	for (int i = 0; known && i < listing_count(known); i++) {
+		struct document doc;
+
+		listing_get(known, i, &doc);
+		const char *upload = document_extra(&doc, "upload");
+		if (upload)
+			link_note(s, doc.id, document_extra(&doc, "document"), upload);
+	}
+}
+
 static int rossum_list_documents(struct backend *b, struct call *call, const char *session_id, struct listing *known,
 				 struct listing **ret)
 {
@@ -1748,6 +1768,7 @@ static int rossum_list_documents(struct backend *b, struct call *call, const cha
 
 	if (!is_digits(session_id))
 		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
+	take_over(s, known);
 	if (counts_may_do(s, session_id, known))
 		r = list_by_counts(&w, known, &counts, ret);
 	if (r != 0)
@@ -2178,11 +2199,69 @@ static bool wants_rejection(struct rossum *s, const struct upload *u, const char
 	return !attempt_look(s, nonce, &a) || a.is_in_doubt;
 }
 
+/* A queue's name, asked for once; NULL: nobody tells. */
+static char *queue_name(struct rossum *s, struct call *call, const char *queue_id)
+{
+	CLEANUP(json_release) cJSON *queue = NULL;
+	char *name = NULL;
+
+	if (name_look(s, &s->queues, queue_id, &name))
+		return name;
+	if (get_queue_json(s, call, queue_id, &queue) == 0)
+		name_note(s, &s->queues, queue);
+	(void)name_look(s, &s->queues, queue_id, &name);
+	return name;
+}
+
+static bool value_is_for(const struct value *v, const char *queue_id, const char *name)
+{
+	return !v->queue || strcmp(v->queue, queue_id) == 0 || (name && strcmp(v->queue, name) == 0);
+}
+
+/* What a queue of its own says goes before what holds for all. */
+static bool value_is_overruled(const struct rossum *s, const struct value *v, const char *queue_id, const char *name)
+{
+	for (int i = 0; !v->queue && i < s->value_count; i++) {
+		const struct value *other = &s->values[i];
+
+		if (other->queue && strcmp(other->key, v->key) == 0 && value_is_for(other, queue_id, name))
+			return true;
+	}
+	return false;
+}
+
+/* The `values` part for a file into this queue; nothing: there is none. */
+static int values_print(struct rossum *s, struct call *call, const char *queue_id, struct buf *ret)
+{
+	CLEANUP(text_release) char *name = NULL;
+	bool wants_name = false;
+
+	for (int i = 0; i < s->value_count; i++)
+		wants_name = wants_name || (s->values[i].queue && !is_digits(s->values[i].queue));
+	if (wants_name && !(name = queue_name(s, call, queue_id)))
+		return call->fault.kind == FAULT_NONE ? no_memory(call) : call->fault.kind == FAULT_GONE ? -ENOENT : -EIO;
+	for (int i = 0; i < s->value_count; i++) {
+		const struct value *v = &s->values[i];
+		CLEANUP(buf_release) struct buf key = BUF(BODY_BYTES_MAX);
+
+		if (!value_is_for(v, queue_id, name) || value_is_overruled(s, v, queue_id, name))
+			continue;
+		buf_addf(&key, "upload:%s", v->key);
+		buf_add(ret, ret->len ? "," : "{");
+		json_add_quoted(ret, buf_text(&key) ? buf_text(&key) : "");
+		buf_add(ret, ":");
+		json_add_quoted(ret, v->text);
+	}
+	buf_add(ret, ret->len ? "}" : "");
+	return ret->failed ? no_memory(call) : 0;
+}
+
 /* basic: the header that stands for the token; NULL: the token does. */
 static int post_file(struct rossum *s, struct call *call, const struct upload *u, const char *nonce, const char *basic,
 		     struct http_reply *ret)
 {
-	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX), metadata = BUF(METADATA_BYTES_MAX);
+	CLEANUP(buf_release)
+	struct buf path = BUF(PATH_BYTES_MAX), metadata = BUF(METADATA_BYTES_MAX), values = BUF(BODY_BYTES_MAX);
 	const struct http_source source = { .fd = u->fd, .size_bytes = u->size_bytes };
 	const char *headers[3] = { basic };
 
@@ -2194,10 +2273,13 @@ static int post_file(struct rossum *s, struct call *call, const struct upload *u
 	}
 	buf_addf(&path, "?queue=%s%s", u->session_id, wants_rejection(s, u, nonce) ? "&reject_identical=true" : "");
 	metadata_print(s, u, nonce, &metadata);
+	int r = values_print(s, call, u->session_id, &values);
+	if (r < 0)
+		return r;
 	const struct http_part parts[] = {
 		{ .name = "content", .filename = u->name, .mime = "application/octet-stream" },
 		{ .name = "metadata", .text = buf_text(&metadata), .mime = "application/json" },
-		{ .name = s->values ? "values" : NULL, .text = s->values, .mime = "application/json" },
+		{ .name = values.len ? "values" : NULL, .text = values.len ? buf_text(&values) : NULL, .mime = "application/json" },
 		{ .name = NULL },
 	};
 	const struct http_request q = { .method = "POST",
@@ -2805,7 +2887,8 @@ static void rossum_stop(struct backend *b)
 static const struct backend_option options[] = {
 	{ "queue", "ID|NAME", NULL, "a queue to show (repeatable); all of them if none is named", true },
 	{ "metadata", "KEY:VALUE", NULL, "put into the metadata of what is uploaded (repeatable)", true },
-	{ "values", "KEY:VALUE", NULL, "the initial value of a field of what is uploaded (repeatable)", true },
+	{ "values", "[QUEUE/]KEY:VALUE", NULL,
+	  "the initial value of a field of what is uploaded, into all queues or into this one (repeatable)", true },
 	{ "upload_form", "multipart|raw", "multipart",
 	  "how a file is sent; raw carries no metadata, so sizes are not known before a file is read", false },
 	{ NULL },
@@ -2836,41 +2919,90 @@ static const char *option_of(const struct backend_config *config, const char *na
 	return config->option ? config->option(config->arg, name, nth) : NULL;
 }
 
-/* Adds `,"PREFIXkey":"value"` for each KEY:VALUE of an option. */
-static int add_pairs(const struct backend_config *config, const char *name, const char *prefix, struct buf *ret,
-		     struct buf *why)
+/* Up to the first colon; NULL after a sentence. */
+static const char *find_colon(const char *name, const char *pair, struct buf *why)
+{
+	const char *colon = strchr(pair, ':');
+
+	if (!colon || colon == pair || colon[-1] == '/') {
+		buf_addf(why, "%s is KEY:VALUE, and not '%.100s'", name, pair);
+		return NULL;
+	}
+	return colon;
+}
+
+/* Two of an option name the same, before their colons. */
+static int check_twice(const struct backend_config *config, const char *name, int nth, size_t key_bytes, struct buf *why)
+{
+	const char *pair = option_of(config, name, nth);
+
+	for (int k = 0; k < nth; k++) {
+		if (strncmp(option_of(config, name, k), pair, key_bytes + 1) == 0) {
+			buf_addf(why, "%s: the key '%.*s' is given twice", name, (int)key_bytes, pair);
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+/* Adds `,"key":"value"` for each metadata=KEY:VALUE. */
+static int read_metadata(const struct backend_config *config, struct buf *ret, struct buf *why)
 {
 	const char *pair;
 
-	for (int i = 0; (pair = option_of(config, name, i)); i++) {
-		const char *colon = strchr(pair, ':');
-		CLEANUP(buf_release) struct buf key = BUF(BODY_BYTES_MAX);
+	for (int i = 0; (pair = option_of(config, "metadata", i)); i++) {
+		const char *colon = find_colon("metadata", pair, why);
+		CLEANUP(text_release) char *key = colon ? strndup(pair, (size_t)(colon - pair)) : NULL;
 
-		if (!colon || colon == pair) {
-			buf_addf(why, "%s is KEY:VALUE, and not '%s'", name, pair);
+		if (!colon)
 			return -EINVAL;
-		}
-		buf_addf(&key, "%s%.*s", prefix, (int)(colon - pair), pair);
-		if (!buf_text(&key))
+		if (!key)
 			return -ENOMEM;
-		if (strcmp(buf_text(&key), "sessionfs") == 0) {
-			buf_addf(why, "%s: the key 'sessionfs' is taken by ourselves", name);
+		if (strcmp(key, "sessionfs") == 0) {
+			buf_add(why, "metadata: the key 'sessionfs' is taken by ourselves");
 			return -EINVAL;
 		}
-		for (int k = 0; k < i; k++) {
-			const char *other = option_of(config, name, k);
-
-			if (strncmp(other, pair, (size_t)(colon - pair) + 1) == 0) {
-				buf_addf(why, "%s: the key '%.*s' is given twice", name, (int)(colon - pair), pair);
-				return -EINVAL;
-			}
-		}
+		int r = check_twice(config, "metadata", i, (size_t)(colon - pair), why);
+		if (r < 0)
+			return r;
 		buf_add(ret, ",");
-		json_add_quoted(ret, buf_text(&key));
+		json_add_quoted(ret, key);
 		buf_add(ret, ":");
 		json_add_quoted(ret, colon + 1);
 	}
 	return ret->failed ? -ENOMEM : 0;
+}
+
+static int read_values(struct rossum *s, const struct backend_config *config, struct buf *why)
+{
+	const char *pair;
+	int count = 0;
+
+	while (option_of(config, "values", count))
+		count++;
+	s->values = calloc((size_t)count + 1, sizeof(*s->values));
+	if (!s->values)
+		return -ENOMEM;
+	for (; (pair = option_of(config, "values", s->value_count)); s->value_count++) {
+		const char *colon = find_colon("values", pair, why);
+		struct value *v = &s->values[s->value_count];
+		const char *slash = colon ? memrchr(pair, '/', (size_t)(colon - pair)) : NULL;
+		const char *key = slash ? slash + 1 : pair;
+
+		if (!colon)
+			return -EINVAL;
+		int r = check_twice(config, "values", s->value_count, (size_t)(colon - pair), why);
+		if (r < 0)
+			return r;
+		v->key = strndup(key, (size_t)(colon - key));
+		v->text = strdup(colon + 1);
+		v->queue = slash ? strndup(pair, (size_t)(slash - pair)) : NULL;
+		if (!v->key || !v->text || (slash && !v->queue)) {
+			s->value_count++;
+			return -ENOMEM;
+		}
+	}
+	return 0;
 }
 
 static int read_form(struct rossum *s, const struct backend_config *config, struct buf *why)
@@ -2891,27 +3023,25 @@ static int read_form(struct rossum *s, const struct backend_config *config, stru
 
 static int read_options(struct rossum *s, const struct backend_config *config, struct buf *why)
 {
-	CLEANUP(buf_release) struct buf metadata = BUF(BODY_BYTES_MAX), pairs = BUF(BODY_BYTES_MAX);
-	CLEANUP(buf_release) struct buf values = BUF(BODY_BYTES_MAX);
+	CLEANUP(buf_release) struct buf metadata = BUF(BODY_BYTES_MAX);
 	int r = read_form(s, config, why);
 
 	if (r == 0)
-		r = add_pairs(config, "metadata", "", &metadata, why);
+		r = read_metadata(config, &metadata, why);
 	if (r == 0 && metadata.len > METADATA_BYTES_MAX - MARK_BYTES_MAX) {
 		buf_addf(why, "metadata takes %zu bytes; the service keeps 4096, of which %d are our own", metadata.len,
 			 MARK_BYTES_MAX);
 		return -EINVAL;
 	}
 	if (r == 0)
-		r = add_pairs(config, "values", "upload:", &pairs, why);
+		r = read_values(s, config, why);
 	if (r < 0)
 		return r;
 	s->metadata = strdup(buf_text(&metadata));
-	if (pairs.len > 0) {
-		buf_addf(&values, "{%s}", pairs.data + 1);
-		s->values = buf_take(&values);
-	}
-	return s->metadata && (pairs.len == 0 || s->values) ? 0 : -ENOMEM;
+	if (s->is_raw)
+		log_info("rossum: upload_form=raw: files are sent with neither metadata nor values, so nothing at the service tells "
+			 "their sizes and hashes");
+	return s->metadata ? 0 : -ENOMEM;
 }
 
 static int read_url(struct rossum *s, const struct backend_config *config, struct buf *why)
@@ -2946,18 +3076,30 @@ static struct limit_options limit_options_of(const struct backend_config *config
 	return o;
 }
 
+static void names_free(struct named *list)
+{
+	for (struct named *next; list; list = next) {
+		next = list->next;
+		free(list->id);
+		free(list->name);
+		free(list);
+	}
+}
+
 static void free_lists(struct rossum *s)
 {
 	for (struct attempt *next; s->attempts; s->attempts = next) {
 		next = s->attempts->next;
 		free(s->attempts);
 	}
-	for (struct named *next; s->workspaces; s->workspaces = next) {
-		next = s->workspaces->next;
-		free(s->workspaces->id);
-		free(s->workspaces->name);
-		free(s->workspaces);
+	names_free(s->workspaces);
+	names_free(s->queues);
+	for (int i = 0; i < s->value_count; i++) {
+		free(s->values[i].queue);
+		free(s->values[i].key);
+		free(s->values[i].text);
 	}
+	free(s->values);
 	for (struct memo *next; s->memos; s->memos = next) {
 		next = s->memos->next;
 		free(s->memos->queue_id);
@@ -2982,7 +3124,6 @@ static void rossum_close(struct backend *b)
 	free(s->base_url);
 	free(s->scratch_dir);
 	free(s->metadata);
-	free(s->values);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }

@@ -156,21 +156,22 @@ class Sizes(RossumCase):
         self.assertIn("3 documents", done.err)
 
 
+def archive(members):
+    """Of name: bytes."""
+    room = io.BytesIO()
+    with zipfile.ZipFile(room, "w") as z:
+        for name, data in members.items():
+            z.writestr(name, data)
+    return room.getvalue()
+
+
 class Uploads(RossumCase):
     """What a close says and what comes of a file."""
-
-    def archive(self, **members):
-        """Of name: bytes."""
-        room = io.BytesIO()
-        with zipfile.ZipFile(room, "w") as z:
-            for name, data in members.items():
-                z.writestr(name.replace("_", "."), data)
-        return room.getvalue()
 
     def test_the_members_of_an_archive_show_under_their_own_names_and_the_close_succeeds(self):
         self.setting()
         members = {"one.pdf": paper_bytes(), "two.pdf": paper_bytes()}
-        done = self.copy("bundle.zip", self.archive(**members))
+        done = self.copy("bundle.zip", archive(members))
         self.assertEqual(0, done.status, done)
         wait_for(lambda: sorted(os.listdir(self.dir)) == sorted(members), 20, "the members and nothing else are listed")
         for name, data in members.items():
@@ -188,6 +189,243 @@ class Uploads(RossumCase):
         self.assertEqual(0, self.copy("with more.pdf", data).status)
         self.assertEqual(data, read(self.path("with more.pdf")))
         wait_for(lambda: len(os.listdir(self.dir)) == 2, 20, "what was added is listed")
+
+
+    def refusal(self, number, name, words, data=None):
+        """Closing it fails with this errno, and the bytes are kept beside the service's words."""
+        data = data or paper_bytes()
+        fd = os.open(self.path(name), os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, data)
+        self.refused(number, os.close, fd)
+        kept = os.path.join(self.mount.path, ".sessionfs", "failed", "Invoices", name)
+        wait_for(lambda: os.path.exists(kept), 10, "its bytes are kept")
+        self.assertEqual(data, read(kept))
+        self.assertIn(words, read(kept + ".why.txt").decode())
+        self.assertIn(words, attribute(kept, "error"))
+        os.unlink(kept)
+        self.assertNotIn(name, os.listdir(self.dir))
+
+    def test_each_refusal_is_its_errno_and_its_words(self):
+        self.expects(r"refused|failed|upload")
+        self.setting(formats="any", close_timeout="60s")
+        with self.subTest("400"):
+            self.sandbox.fault(route="rossum_upload", status=400, body={"detail": "Value must be valid JSON.", "code": "bad_request"})
+            self.refusal(errno.EINVAL, "a.pdf", "Value must be valid JSON.")
+        with self.subTest("a task that failed"):
+            self.sandbox.set(rossum__task_fail="^task")
+            self.refusal(errno.EINVAL, "task.pdf", "Something went wrong (error 7c1e).")
+        with self.subTest("a type that is not taken, as an attachment's status"):
+            self.refusal(errno.EINVAL, "slides.pptx", "mime_type", b"PK\x03\x04 no archive")
+        with self.subTest("a broken image"):
+            self.sandbox.set(rossum__broken_images=True)
+            self.refusal(errno.EINVAL, "photo.png", "broken_image", b"no image at all")
+        with self.subTest("an import that failed at once"):
+            self.sandbox.set(rossum__import_fail="^import", rossum__import_ms=0)
+            fd = os.open(self.path("import.pdf"), os.O_WRONLY | os.O_CREAT, 0o644)
+            os.write(fd, paper_bytes())
+            self.refused(errno.EINVAL, os.close, fd)
+            self.assertIn("the import failed", attribute(self.path("import.pdf"), "error"))
+            self.assertEqual("failed_import", self.sandbox.documents(self.queue)[0]["status"])
+        with self.subTest("413"):
+            self.sandbox.set(rossum__max_bytes=20_000)
+            self.refusal(errno.EFBIG, "large.pdf", "", paper_bytes(size=30_000))
+        with self.subTest("403"):
+            self.sandbox.fault(route="rossum_upload", status=403, body={"detail": "You may not.", "code": "access_forbidden"})
+            self.refusal(errno.EACCES, "not mine.pdf", "You may not.")
+
+    @unittest.skipUnless(SLOW, "SESSIONFS_SLOW=1 runs it: only time tells")
+    def test_an_import_that_a_hook_stopped_is_refused_within_a_minute(self):
+        self.expects(r"refused|failed|upload")
+        self.setting(close_timeout="90s")
+        self.sandbox.set(rossum__hook_prevent="^stop", rossum__hook_leaves="created")
+        self.refusal(errno.EINVAL, "stop.pdf", "hook")
+
+    def test_the_limit_of_forty_million_bytes_is_known_before_anything_is_sent(self):
+        self.setting()
+        with open(self.path("large.pdf"), "wb", 0) as f:
+            f.seek(39_999_990)
+            self.refused(errno.EFBIG, f.write, b"x" * 11)
+            self.refused(errno.EFBIG, os.ftruncate, f.fileno(), 40_000_001)
+            os.ftruncate(f.fileno(), 0)
+        os.unlink(self.path("large.pdf"))
+        self.assertEqual([], self.sent())
+
+    def test_an_outage_keeps_the_file_with_the_services_words_and_sends_it_once_later(self):
+        self.expects(r"wait|503|away|upload")
+        self.setting(close_timeout="2s")
+        self.sandbox.fault(method="POST", path="/uploads$", status=503, times=0,
+                           body={"detail": "Maintenance until noon.", "code": "service_unavailable"})
+        data = paper_bytes()
+        self.assertEqual(1, self.copy("a.pdf", data).status)
+        self.assertEqual("waiting", attribute(self.path("a.pdf"), "state"))
+        self.assertIn("Maintenance until noon.", attribute(self.path("a.pdf"), "error"))
+        self.sandbox.clear_faults()
+        self.mount.command("retry", "--all")
+        self.settled()
+        self.assertEqual([sha256_of(data)], self.sandbox.hashes(self.queue))
+
+    def test_a_lost_answer_leads_to_one_document(self):
+        self.expects(r"wait|answer|upload")
+        self.setting(close_timeout="40s")
+        data = paper_bytes()
+        self.sandbox.fault(route="rossum_upload", action="close", when="after")
+        self.assertEqual(0, self.copy("a.pdf", data).status)
+        self.assertEqual([sha256_of(data)], self.sandbox.hashes(self.queue))
+        self.assertEqual(1, len(self.sent()), "it was looked for before it was sent again")
+
+    def test_each_stage_shows_in_its_state(self):
+        self.setting(upload="background")
+        self.sandbox.set(rossum__task_ms=600, rossum__create_ms=600, rossum__import_ms=3000)
+        self.assertEqual(0, self.copy("a.pdf", paper_bytes()).status)
+        seen = []
+
+        def is_ready():
+            os.listdir(self.dir)
+            state = attribute(self.path("a.pdf"), "state")
+            if seen[-1:] != [state]:
+                seen.append(state)
+            return state == "ready"
+        wait_for(is_ready, 30, "it is ready")
+        self.assertEqual(["uploading", "processing", "ready"], [s for s in seen if s != "queued"])
+
+    def test_the_raw_form_sends_the_bytes_alone_and_the_start_says_what_it_lacks(self):
+        self.setting(upload_form="raw")
+        data = paper_bytes()
+        self.assertEqual(0, self.copy("R\u00e9sum\u00e9 100%.pdf", data).status)
+        self.assertEqual(["rossum_upload_named"], [r["route"] for r in self.sent()])
+        self.assertEqual([("R\u00e9sum\u00e9 100%.pdf", sha256_of(data), {})],
+                         [(d["filename"], d["sha256"], d["metadata"]) for d in self.sandbox.documents(self.queue)])
+        self.assertRegex(self.mount.log(), r"upload_form=raw: .*neither metadata nor values")
+
+    def test_metadata_and_values_go_with_each_file(self):
+        self.setting(metadata="batch:7", values="currency:eur")
+        self.assertEqual(0, self.copy("a.pdf", paper_bytes()).status)
+        there, = self.sandbox.documents(self.queue)
+        self.assertEqual("7", there["metadata"]["batch"])
+        self.assertEqual(os.stat(self.path("a.pdf")).st_size, there["metadata"]["sessionfs"]["size"])
+        self.assertEqual({"upload:currency": "eur"}, there["values"])
+
+    def test_values_of_one_queue_go_into_that_queue_alone(self):
+        self.setting(queues=("Invoices", "Other"), values="Other/currency:eur")
+        for queue in ("Invoices", "Other"):
+            self.assertEqual(0, run(["cp", write(os.path.join(self.folder, "a.pdf"), paper_bytes()), self.path("a.pdf", queue)]).status)
+        self.assertNotIn("values", self.sandbox.documents(self.ids["Invoices"])[0])
+        self.assertEqual({"upload:currency": "eur"}, self.sandbox.documents(self.ids["Other"])[0]["values"])
+
+    def test_metadata_over_four_kilobytes_is_refused_at_the_start(self):
+        self.setting(mount=False)
+        with open(os.path.join(self.mount.config_home, "sessionfs", "config"), "a") as f:
+            for i in range(25):
+                f.write("metadata = note %d:%s\n" % (i, "x" * 160))
+        self.mount.start(wait=False)
+        self.assertNotEqual(0, self.mount.process.wait(20 * SLACK))
+        self.mount.process = None
+        self.assertRegex(self.mount.log(), "metadata takes .* 4096")
+
+
+class Folders(RossumCase):
+    def test_queues_of_one_name_are_told_apart_by_their_workspaces(self):
+        self.setting(mount=False)
+        other = self.sandbox.control("POST", "/rossum/workspace", {"name": "London"})["id"]
+        self.sandbox.control("POST", "/rossum/queue", {"name": "Invoices", "workspace": other})
+        self.mount.start().names_seen(2)
+        self.assertEqual(["Invoices", "Invoices (London)"], sorted(self.mount.folders()))
+
+    def test_only_queues_that_are_named_show_by_id_or_by_name(self):
+        self.setting(queues=("A", "B", "C"), mount=False)
+        self.mount.sessions = ["A", self.ids["B"]]
+        self.mount.write_config()
+        self.mount.start().names_seen(2)
+        self.assertEqual(["A", "B"], sorted(self.mount.folders()))
+
+    def test_queues_are_neither_made_nor_removed(self):
+        self.setting()
+        self.refused(errno.EPERM, os.mkdir, os.path.join(self.mount.path, "New"))
+        self.refused(errno.EPERM, os.rmdir, self.dir)
+
+    def test_a_queue_that_is_not_active_refuses_at_create(self):
+        self.setting(mount=False)
+        self.sandbox.control("POST", "/rossum/queue", {"id": int(self.queue), "status": "deletion_requested"})
+        self.mount.start().names_seen(1)
+        self.refused(errno.EROFS, os.open, self.path("a.pdf"), os.O_WRONLY | os.O_CREAT)
+        self.assertEqual([], self.sent())
+
+    def test_what_a_queue_takes_is_its_own_list_or_the_services(self):
+        self.expects(r"not accepted|formats|refused")
+        self.setting(mount=False)
+        self.sandbox.control("POST", "/rossum/queue", {"name": "Pictures", "workspace": self.sandbox.workspace,
+                                                       "accepted_mime_types": ["image/*"]})
+        self.mount.start().names_seen(2)
+        self.refused(errno.EOPNOTSUPP, os.open, self.path("a.pptx"), os.O_WRONLY | os.O_CREAT)
+        self.refused(errno.EOPNOTSUPP, os.open, self.path("a.pdf", "Pictures"), os.O_WRONLY | os.O_CREAT)
+        self.assertEqual(0, run(["cp", os.path.join(harness.SAMPLES, "scan.png"), self.path("a.png", "Pictures")]).status)
+        table = archive({"[Content_Types].xml": b"<Types/>", "xl/workbook.xml": b"<workbook/>"})
+        self.assertEqual(0, self.copy("a.xlsx", table).status)
+        self.assertEqual([sha256_of(table)], self.sandbox.hashes(self.queue))
+
+    def test_a_document_goes_from_queue_to_queue_as_a_copy_and_a_deletion_where_that_is_allowed(self):
+        for remove in ("recent", "yes"):
+            with self.subTest(remove=remove):
+                self.setting(queues=("Invoices", "Other"), remove=remove)
+                self.sandbox.document(self.queue, "theirs.pdf", size=5000)
+                wait_for(lambda: os.listdir(self.dir) == ["theirs.pdf"], 20, "it is listed")
+                if remove == "recent":
+                    self.refused(errno.EPERM, os.rename, self.path("theirs.pdf"), self.path("theirs.pdf", "Other"))
+                    os.link(self.path("theirs.pdf"), self.path("linked.pdf", "Other"))
+                    self.assertEqual((1, 1), tuple(len(self.sandbox.documents(i)) for i in self.ids.values()))
+                else:
+                    os.rename(self.path("theirs.pdf"), self.path("moved.pdf", "Other"))
+                    self.assertEqual(["moved.pdf"], os.listdir(os.path.join(self.mount.path, "Other")))
+                    self.assertEqual("deleted", self.sandbox.annotations(self.queue)[0]["status"])
+                routes = [r["route"] for r in self.sandbox.writes()]
+                self.assertEqual(["rossum_copy"] if remove == "recent" else ["rossum_copy", "rossum_delete"], routes)
+
+    def test_what_is_known_of_an_upload_is_in_its_attributes_also_after_a_remount(self):
+        self.setting(remove="yes")
+        self.assertEqual(0, self.copy("a.pdf", paper_bytes()).status)
+        names = ("upload", "creator", "organization", "document", "id", "size", "sha256")
+        before = {n: attribute(self.path("a.pdf"), n) for n in names}
+        self.assertNotIn(None, before.values())
+        self.mount.stop()
+        self.mount.start().names_seen(1)
+        wait_for(lambda: os.listdir(self.dir), 10, "it is listed")
+        self.mount.command("refresh", self.dir)
+        self.assertEqual(before, {n: attribute(self.path("a.pdf"), n) for n in names})
+
+    def test_rejection_and_a_failed_export_can_be_read(self):
+        self.setting(mount=False)
+        for status, message in (("rejected", "not ours"), ("failed_export", "the ERP said no")):
+            self.sandbox.document(self.queue, status + ".pdf", size=900, status=status,
+                                  fields={"messages": [{"type": "error", "content": message}]})
+        self.mount.start().names_seen(1)
+        self.assertEqual("rejected: not ours", attribute(self.path("rejected.pdf"), "error"))
+        self.assertEqual("the export failed: the ERP said no", attribute(self.path("failed_export.pdf"), "error"))
+        self.assertEqual(["ready", "ready"], [attribute(self.path(n), "state") for n in os.listdir(self.dir)])
+
+
+class Tokens(RossumCase):
+    def test_a_token_that_ends_in_the_middle_of_uploads_loses_and_doubles_none(self):
+        """50 with SESSIONFS_SLOW=1."""
+        count = 50 if SLOW else 12
+        self.setting(mount=False, username="ann")
+        self.mount.write_token("correct horse")
+        self.mount.start().names_seen(1)
+        time.sleep(2.2)  # a token that is refused right after its login is no reason for another
+        papers = [write(os.path.join(self.folder, "bill %02d.pdf" % i), paper_bytes()) for i in range(count)]
+        copies = [begin(["cp", *papers[i::4], self.dir]) for i in range(4)]
+        self.kept.extend(copies)
+        for third in (1, 2):
+            wait_for(lambda: len(self.sandbox.documents(self.queue)) >= count * third // 3, 60, "a part is there")
+            self.sandbox.control("POST", "/rossum/revoke", {})
+            if not SLOW:
+                break
+            time.sleep(2.2)
+        for one in copies:
+            self.assertEqual(0, finish(one, 120).status)
+        self.assertEqual(sorted(map(sha256_of, papers)), self.sandbox.hashes(self.queue))
+        self.assertEqual(count, self.sandbox.count_all())
+        logins = [r for r in self.sandbox.requests() if r["route"] == "rossum_login"]
+        self.assertEqual(3 if SLOW else 2, len(logins), "one login for all, each time")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
  * At most one flight a folder is under way, on a pool of its own; who wants its outcome waits on folder->waiters. A flight's pages
  * are shown as they arrive. Names are saved in the state before the flight counts as ended. */
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +26,14 @@
 #define WALK_MS_MAX (60 * 60 * 1000)
 #define DISCOVERY_REMEMBERED_MS (7LL * 24 * 3600 * 1000)
 #define NOTICE_RETRY_MS 50
+#define SAVED_TEXTS_MAX (512UL * 1024 * 1024)
+/* So many documents at once leave holes worth giving back. */
+#define TRIM_COUNT 1000
+/* A folder is asked about in the background so long after its last use; never more often than this, and more and more seldom, up to so
+ * many times its first pause, as long as nothing changes. */
+#define USED_LATELY_MS (10 * 60 * 1000)
+#define POLL_MS_MIN 10000
+#define POLL_SLOWER_MAX 16
 
 /* ---- notices ----------------------------------------------------------------------------------------------- */
 
@@ -103,18 +114,32 @@ static void tell_kernel(struct mount *m, struct folder *f, const struct layout_c
 
 /* ---- saving names ------------------------------------------------------------------------------------------ */
 
+/* Of one session. The texts stand in one piece, since there may be 100,000 of them: items[].name and document_id are where they begin in
+ * there until save() puts the addresses. */
 struct saving {
 	struct known_entry *items;
-	char **texts; /* name, id, name, id … owned */
+	struct saved_texts {
+		size_t name, id; /* in texts; id: SIZE_MAX none */
+	} *at;
+	struct buf texts;
 	int count, room;
 };
 
 static void saving_release(struct saving *s)
 {
-	for (int i = 0; i < 2 * s->count; i++)
-		free(s->texts[i]);
-	free(s->texts);
+	buf_release(&s->texts);
+	free(s->at);
 	free(s->items);
+}
+
+static size_t saving_text(struct saving *s, const char *text)
+{
+	size_t at = s->texts.len;
+
+	if (!text)
+		return SIZE_MAX;
+	buf_add_bytes(&s->texts, text, strlen(text) + 1);
+	return at;
 }
 
 /* tree.lock held. */
@@ -126,23 +151,23 @@ static int saving_add(struct saving *s, struct entry *e)
 		if (!items)
 			return -ENOMEM;
 		s->items = items;
-		char **texts = realloc(s->texts, (size_t)room * 2 * sizeof(*texts));
-		if (!texts)
+		struct saved_texts *at = realloc(s->at, (size_t)room * sizeof(*at));
+		if (!at)
 			return -ENOMEM;
-		s->texts = texts;
+		s->at = at;
 		s->room = room;
+		if (!s->texts.bytes_max)
+			s->texts = BUF(SAVED_TEXTS_MAX);
 	}
-	const char *id = entry_document_id(e);
-	char *name_copy = strdup(e->name), *id_copy = id ? strdup(id) : NULL;
-	if (!name_copy || (id && !id_copy)) {
-		free(name_copy);
-		free(id_copy);
+	size_t before = s->texts.len;
+	struct saved_texts at = { saving_text(s, e->name), saving_text(s, entry_document_id(e)) };
+	if (s->texts.failed) {
+		s->texts.failed = false; /* what is whole stays */
+		s->texts.len = before;
 		return -ENOMEM;
 	}
-	s->texts[2 * s->count] = name_copy;
-	s->texts[2 * s->count + 1] = id_copy;
-	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .name = name_copy, .document_id = id_copy,
-						     .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
+	s->at[s->count] = at;
+	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
 						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown,
 						     .learned_bytes = e->learned_bytes };
 	e->is_saved = true;
@@ -154,6 +179,10 @@ static void save(struct mount *m, const char *session_id, const struct saving *s
 {
 	if (s->count == 0)
 		return;
+	for (int i = 0; i < s->count; i++) {
+		s->items[i].name = s->texts.data + s->at[i].name;
+		s->items[i].document_id = s->at[i].id != SIZE_MAX ? s->texts.data + s->at[i].id : NULL;
+	}
 	int r = state_save_entries(m->state, session_id, s->items, s->count);
 	if (r < 0)
 		log_warning("state: %d names of session %s could not be saved (%s): after a remount they may be others",
@@ -181,6 +210,7 @@ struct flight {
 	enum urgency urgency;
 	struct transfer transfer; /* tells whether it stands in our own line */
 	bool recalls;
+	bool is_hurried; /* somebody waits by now for what was begun in the background; under tree.lock */
 	struct saving saving;
 };
 
@@ -473,6 +503,38 @@ static void recall(struct flight *fl)
 	park_wake(m->park, &f->waiters, 0);
 }
 
+/* A flight begun in the background was called off because somebody waits for it now. */
+static bool is_hurried(struct flight *fl)
+{
+	SCOPED_LOCK(&fl->m->tree.lock);
+	return fl->is_hurried && !fl->m->is_ending;
+}
+
+static bool processes_any(const struct listing *l)
+{
+	struct document d;
+
+	for (int i = 0; i < listing_count(l); i++) {
+		listing_get(l, i, &d);
+		if (d.state == STATE_PROCESSING)
+			return true;
+	}
+	return false;
+}
+
+/* When it is to be asked about again without anybody looking. tree.lock held. */
+static void plan_poll(struct mount *m, struct folder *f, bool has_changed)
+{
+	int64_t first_ms = m->options->ttl_ms > POLL_MS_MIN ? m->options->ttl_ms : POLL_MS_MIN;
+
+	if (has_changed || f->poll_pause_ms < first_ms)
+		f->poll_pause_ms = first_ms;
+	else if (f->poll_pause_ms < first_ms * POLL_SLOWER_MAX)
+		f->poll_pause_ms *= 2;
+	f->poll_ms = clock_now_ms() + f->poll_pause_ms;
+	folders_poll_later(m);
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *fl = arg;
@@ -492,12 +554,23 @@ static void flight_run(void *arg)
 		struct snapshot *s = folder_snapshot(&m->tree, f, true);
 		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
 	}
-	f->flight = &fl->transfer;
+	f->flight = fl;
 	f->has_heard = false;
 	pthread_mutex_unlock(&m->tree.lock);
-	struct call call = { .urgency = fl->urgency, .deadline_ms = now + WALK_MS_MAX, .on_page = known ? NULL : on_page,
-			     .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl, .transfer = &fl->transfer };
-	int r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
+	struct call call;
+	int r;
+	do {
+		pthread_mutex_lock(&m->tree.lock);
+		if (fl->is_hurried) {
+			fl->is_hurried = false;
+			fl->urgency = URGENCY_PERSON;
+			atomic_store(&fl->transfer.cancelled, false);
+		}
+		pthread_mutex_unlock(&m->tree.lock);
+		call = (struct call){ .urgency = fl->urgency, .deadline_ms = now + WALK_MS_MAX, .on_page = known ? NULL : on_page,
+				      .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl, .transfer = &fl->transfer };
+		r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
+	} while (r == -ECANCELED && is_hurried(fl));
 	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS) {
 		struct session s = { 0 };
 		struct call ask = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
@@ -509,6 +582,8 @@ static void flight_run(void *arg)
 	}
 	if (r == 0)
 		uploads_service_answered(m->uploads);
+	bool has_changed = r == 0 && (!known || listing_serial(known) != listing_serial(found));
+	bool has_processing = has_changed && processes_any(found);
 
 	pthread_mutex_lock(&m->tree.lock);
 	if (!f->is_shown)
@@ -535,6 +610,9 @@ static void flight_run(void *arg)
 	if (r == 0)
 		learn_wake(m);
 	f->flight = NULL;
+	if (has_changed)
+		f->has_processing = has_processing;
+	plan_poll(m, f, has_changed);
 	if (f->snapshot && f->snapshot->is_growing) {
 		struct snapshot *s = f->snapshot;
 		for (int i = 0; i < s->count; i++)
@@ -545,6 +623,7 @@ static void flight_run(void *arg)
 		snapshot_drop(&m->tree, s);
 	}
 	pthread_mutex_unlock(&m->tree.lock);
+	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && !known && listing_count(found) >= TRIM_COUNT);
 	save(m, f->session.id, &fl->saving);
 	park_wake(m->park, &f->waiters, 0);
 	pthread_mutex_lock(&m->tree.lock);
@@ -552,10 +631,20 @@ static void flight_run(void *arg)
 	pthread_mutex_unlock(&m->tree.lock);
 	saving_release(&fl->saving);
 	free(fl);
+#ifdef __GLIBC__
+	if (is_large)
+		(void)malloc_trim(0); /* what reading the pages took would stay resident for ever otherwise: more than what is kept */
+#endif
 }
 
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
 {
+	if (f->is_refreshing && urgency == URGENCY_PERSON && f->flight && f->flight->urgency == URGENCY_BACKGROUND &&
+	    !f->flight->is_hurried) {
+		/* What waits in the background's line is asked anew in the people's. */
+		f->flight->is_hurried = true;
+		atomic_store(&f->flight->transfer.cancelled, true);
+	}
 	if (f->is_refreshing || f->kind != FOLDER_SESSION || m->is_ending)
 		return;
 	struct flight *fl = calloc(1, sizeof(*fl));
@@ -572,12 +661,52 @@ void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
 	}
 }
 
+/* ---- polling ----------------------------------------------------------------------------------------------- */
+
+/* Something is under way in it, or somebody looked at it lately. tree.lock held. */
+static bool is_of_interest(const struct folder *f, int64_t now)
+{
+	return f->kind == FOLDER_SESSION && f->listing && !f->is_gone && f->poll_ms > 0 &&
+	       ((f->used_ms > 0 && now - f->used_ms < USED_LATELY_MS) || f->has_processing);
+}
+
+static void poll_job(void *arg)
+{
+	struct mount *m = arg;
+	int64_t now = clock_now_ms();
+	SCOPED_LOCK(&m->tree.lock);
+
+	if (m->poll_planned_ms == 0 || m->poll_planned_ms > now)
+		return; /* an earlier one took the place of this timer, and there is another for what is planned now */
+	m->poll_planned_ms = 0;
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown)
+		if (is_of_interest(f, now) && f->poll_ms <= now)
+			folder_refresh(m, f, URGENCY_BACKGROUND);
+	folders_poll_later(m);
+}
+
+void folders_poll_later(struct mount *m)
+{
+	int64_t now = clock_now_ms(), next_ms = INT64_MAX;
+
+	if (m->is_ending)
+		return;
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown)
+		if (is_of_interest(f, now) && !f->is_refreshing && f->poll_ms < next_ms)
+			next_ms = f->poll_ms;
+	if (next_ms == INT64_MAX)
+		return; /* the end of a flight, or the next look at a folder, plans again */
+	int64_t pause_ms = next_ms - now > 1000 ? next_ms - now : 1000;
+	if (m->poll_planned_ms == 0 || m->poll_planned_ms > now + pause_ms)
+		m->poll_planned_ms = pool_run_later(m->calls, pause_ms, poll_job, NULL, m) == 0 ? now + pause_ms : 0;
+}
+
 bool folder_lacks_budget(const struct folder *f)
 {
 	if (f->listing)
 		return false;
 	if (f->is_refreshing)
-		return f->flight && !f->has_heard && atomic_load(&f->flight->waits_for_place);
+		return f->flight && !f->has_heard && atomic_load(&f->flight->transfer.waits_for_place);
 	return f->refresh_error == -EAGAIN;
 }
 
@@ -588,6 +717,10 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since
 	*ret_error = 0;
 	if (f->kind == FOLDER_FAILED)
 		return LISTING_FRESH;
+	bool was_forgotten = now - f->used_ms >= USED_LATELY_MS;
+	f->used_ms = now;
+	if (was_forgotten)
+		folders_poll_later(m);
 	if (f->refreshed_ms == 0 && f->listing && f->is_refreshing) /* remembered from before this mount */
 		return now - listing_asked_ms(f->listing) < m->options->stale_ms ? LISTING_FRESH : LISTING_STALE;
 	if (f->refreshed_ms == 0)

@@ -62,6 +62,7 @@ struct mount {
 	bool sessions_refreshing;
 	int64_t sessions_refreshed_ms;
 	struct wait_list session_waiters;
+	int64_t poll_planned_ms;      /* when folders_poll_later()'s timer ends; 0: it has none */
 	char *refused_text;          /* Not uploaded/refused.txt */
 	int64_t refused_wall_ms;
 
@@ -80,6 +81,8 @@ enum freshness { LISTING_FRESH, LISTING_STALE, LISTING_COLD, LISTING_REFUSED };
 enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since_ms, int *ret_error);
 /* Nothing is known of what it lists because nobody could ask yet: our own limiter's line, or a 429. tree.lock held. */
 bool folder_lacks_budget(const struct folder *f);
+/* Sees to it that folders in use, or with documents under way, are asked about from time to time. tree.lock held. */
+void folders_poll_later(struct mount *m);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */

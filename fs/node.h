@@ -125,11 +125,14 @@ struct folder {
 	uint64_t shape;               /* +1 whenever a name appears or goes */
 	int64_t changed_wall_ns;      /* differs for each shape: the kernel tells by it whether the names it remembers are these */
 	bool is_refreshing;           /* one flight at a time */
-	struct transfer *flight;      /* of that one, while it asks the service; borrowed */
+	struct flight *flight;        /* that one, while it asks the service; of folder.c */
 	bool has_heard;               /* the service said something about it since that one began */
 	int refresh_error;            /* of the last flight: 0 or -errno */
 	int64_t refreshed_ms;         /* clock_now_ms() when the last flight ended; 0: never */
 	int64_t session_asked_ms;     /* when its name was last asked for */
+	int64_t used_ms;              /* when somebody looked at it last, 0: never */
+	int64_t poll_ms, poll_pause_ms; /* when it is asked about without anybody looking, 0: not at all; and how long it waited for that */
+	bool has_processing;          /* the listing has documents that are under way at the service */
 	uint64_t learn_serial;        /* of the listing whose unknown sizes are gone through, and how far that has come */
 	int learn_at;
 	bool learns_first;            /* somebody asked for its sizes */

@@ -403,6 +403,18 @@ class Requests(MountCase):
         self.assertEqual((1, 0), (values["sessionfs_sessions"], values['sessionfs_files{state="waiting"}']))
         self.assertNotIn(TOKEN, text)
 
+    def test_a_folder_used_lately_is_asked_about_and_who_looks_then_does_not_wait_behind_that(self):
+        sandbox, mount, session, inside = self.setting(1, ttl="1s")
+        wait_for(lambda: len(os.listdir(inside)) == 1, 10, "listed")
+        sandbox.document(session, "new.pdf", text="new")
+        time.sleep(1.5)  # whatever was begun for the listing has been sent
+        sandbox.fault(origin="api", action="stall", times=1)
+        since = sandbox.last_request()
+        wait_for(lambda: sandbox.requests(since), 30, "a request although nobody looks")
+        self.assertEqual({"GET"}, {r["method"] for r in sandbox.requests(since)})
+        self.assertIn("new.pdf", os.listdir(inside), "the old names: it waited for the request that is stalled")
+        self.assertGreaterEqual(len(sandbox.requests(since)), 2)
+
     def test_SIGHUP_and_refresh_forget_what_is_remembered(self):
         sandbox, mount, session, inside = self.setting(1, ttl="1h")
         wait_for(lambda: len(os.listdir(inside)) == 1, 20, "one")

@@ -17,6 +17,7 @@
 #include "client/base/clock.h"
 #include "client/base/log.h"
 #include "client/base/pool.h"
+#include "client/common.h"
 #include "client/http.h"
 #include "client/json.h"
 #include "client/limit.h"
@@ -295,9 +296,7 @@ static int one_document(struct raydocs *s, const cJSON *item, int64_t asked_ms, 
 	int r = add_document(builder, item, true);
 	if (r < 0)
 		return r;
-	struct listing_builder *given = builder;
-	builder = NULL;
-	return listing_builder_finish(given, asked_ms, clock_wall_ms(), ret);
+	return listing_builder_take(&builder, asked_ms, clock_wall_ms(), ret);
 }
 
 static int listing_find_hash(const struct listing *l, const char *sha256)
@@ -357,12 +356,6 @@ static int unreadable(struct raydocs *s, struct call *call, const struct http_re
 	return http_unreadable(s->http, call, q, why);
 }
 
-static int no_memory(struct call *call)
-{
-	call->fault.kind = FAULT_NONE;
-	return -ENOMEM;
-}
-
 /* Did the call fail in a way that another request may not fail in? Then an optional question can be left unanswered. */
 static bool is_refusal(const struct call *call)
 {
@@ -371,12 +364,6 @@ static bool is_refusal(const struct call *call)
 	return kind == FAULT_FORBIDDEN || kind == FAULT_GONE || kind == FAULT_INVALID || kind == FAULT_CONFLICT ||
 	       kind == FAULT_TOO_LARGE ||
 	       (kind == FAULT_AWAY && call->fault.http_status > 0 && call->fault.http_status < 500);
-}
-
-static void forget_fault(struct call *call)
-{
-	memset(&call->fault, 0, sizeof(call->fault));
-	call->fault.retry_after_ms = -1;
 }
 
 /* ---- what need not be asked again ---------------------------------------------------------------------------- */
@@ -550,7 +537,7 @@ static int list_templates_of(struct raydocs *s, struct call *call, const struct 
 		buf_addf(&path, "%d", page);
 		q.path = buf_text(&path);
 		if (!q.path)
-			return no_memory(call);
+			return call_no_memory(call);
 		int r = http_json(s->http, call, &q, &body);
 		if (r < 0)
 			return r;
@@ -610,7 +597,7 @@ static int workspace_of_template(struct raydocs *s, struct call *call, const cha
 					.accepts_any = true,
 					.path = path_add(&path, "/extractions/templates/", template_id, NULL) };
 	if (!q.path)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = http_json(s->http, call, &q, &body);
 	if (r < 0 && !is_refusal(call))
 		return r;
@@ -622,7 +609,7 @@ static int workspace_of_template(struct raydocs *s, struct call *call, const cha
 		name = json_text_or(&in, "name", NULL);
 		(void)json_in_end(&in); /* said in the log; the session is of use without */
 	}
-	forget_fault(call);
+	call_forget_fault(call);
 	{
 		SCOPED_LOCK(&s->lock);
 		known_put(&s->templates, template_id, id, name);
@@ -671,7 +658,7 @@ static int get_session_json(struct raydocs *s, struct call *call, const char *se
 					.path = path_add(&path, "/extractions/sessions/", session_id, NULL) };
 
 	if (!q.path)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = http_json(s->http, call, &q, ret);
 	if (r == 0 && !cJSON_IsObject(unwrap(*ret)))
 		return unreadable(s, call, &q, "this is not a session", -EPROTO);
@@ -735,7 +722,7 @@ static int raydocs_create_session(struct backend *b, struct call *call, const ch
 		.method = "POST", .path = "/extractions/sessions", .body = buf_text(&text), .ability = "sessions-write"
 	};
 	if (!q.body)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = http_json(s->http, call, &q, &body);
 	if (r < 0)
 		return r;
@@ -744,19 +731,10 @@ static int raydocs_create_session(struct backend *b, struct call *call, const ch
 		return unreadable(s, call, &q, "this is not a session", r);
 	r = complete_session(s, call, &made);
 	if (r < 0)
-		forget_fault(call); /* it is made; its workspace can be learned later */
+		call_forget_fault(call); /* it is made; its workspace can be learned later */
 	*ret = made;
 	made = (struct session){ 0 };
 	return 0;
-}
-
-static bool has_session(const struct session_list *l, const char *id)
-{
-	for (int i = 0; i < l->count; i++) {
-		if (strcmp(l->items[i].id, id) == 0)
-			return true;
-	}
-	return false;
 }
 
 /* A page of what may be sessions. -EOPNOTSUPP: it is something else. */
@@ -772,7 +750,7 @@ static int read_sessions(const cJSON *body, const char *workspace_id, struct ses
 
 		if (!cJSON_GetObjectItemCaseSensitive(item, "extraction_template_id") || read_session(item, &found) < 0)
 			return -EOPNOTSUPP;
-		if (has_session(ret, found.id))
+		if (session_list_has(ret, found.id))
 			continue;
 		if (workspace_id && !(found.workspace_id = strdup(workspace_id)))
 			return -ENOMEM;
@@ -802,7 +780,7 @@ static int try_sessions(struct raydocs *s, struct call *call, const char *route,
 			buf_addf(&path, "?page=%d", page);
 		const struct http_request q = { .method = "GET", .path = buf_text(&path), .accepts_any = true };
 		if (!q.path)
-			return no_memory(call);
+			return call_no_memory(call);
 		int r = http_json(s->http, call, &q, &body);
 		if (r < 0)
 			return is_refusal(call) ? -EOPNOTSUPP : r;
@@ -819,7 +797,7 @@ static int try_sessions(struct raydocs *s, struct call *call, const char *route,
 
 static int not_offered(struct call *call)
 {
-	forget_fault(call);
+	call_forget_fault(call);
 	call->fault.kind = FAULT_INVALID;
 	snprintf(call->fault.words, sizeof(call->fault.words), "the service offers no list of sessions");
 	return -EOPNOTSUPP;
@@ -841,7 +819,7 @@ static int raydocs_list_sessions(struct backend *b, struct call *call, struct se
 	if (workspaces.count != 1) /* the sessions of one workspace would not be all there are */
 		return not_offered(call);
 	if (!path_add(&route, "/workspaces/", workspaces.items[0].id, "/extractions/sessions", NULL))
-		return no_memory(call);
+		return call_no_memory(call);
 	r = try_sessions(s, call, buf_text(&route), workspaces.items[0].id, ret);
 	return r == -EOPNOTSUPP ? not_offered(call) : r;
 }
@@ -1003,7 +981,7 @@ static int get_page(struct raydocs *s, struct call *call, const char *session_id
 					.ability = "sessions-read",
 					.path = page_path(&path, session_id, page) };
 
-	return q.path ? http_json(s->http, call, &q, ret) : no_memory(call);
+	return q.path ? http_json(s->http, call, &q, ret) : call_no_memory(call);
 }
 
 /* Pages on their way, of which the walker takes the oldest and sends for another. */
@@ -1129,7 +1107,7 @@ static int walk_run(struct walk *w, struct listing **ret)
 	w->is_torn = w->is_found = false;
 	w->builder = listing_builder_new(w->s->scratch_dir);
 	if (!w->builder)
-		return no_memory(w->call);
+		return call_no_memory(w->call);
 	for (int page = 1; r == 0 && !is_last; page++) {
 		CLEANUP(json_release) cJSON *body = NULL;
 
@@ -1149,21 +1127,16 @@ static int walk_run(struct walk *w, struct listing **ret)
 	return listing_builder_finish(given, asked_ms, as_of_wall_ms, ret);
 }
 
-static bool texts_are_equal(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 static bool documents_are_equal(const struct document *a, const struct document *b)
 {
-	return strcmp(a->id, b->id) == 0 && texts_are_equal(a->filename, b->filename) &&
-	       texts_are_equal(a->status, b->status) && texts_are_equal(a->sha256, b->sha256) &&
-	       a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && texts_are_equal(a->mime, b->mime) &&
-	       texts_are_equal(a->source, b->source) && texts_are_equal(a->source_url, b->source_url) &&
-	       texts_are_equal(a->workspace_id, b->workspace_id) && a->pages == b->pages &&
-	       texts_are_equal(a->error, b->error) && texts_are_equal(a->parsing.status, b->parsing.status) &&
-	       texts_are_equal(a->parsing.version, b->parsing.version) &&
-	       texts_are_equal(a->parsing.config, b->parsing.config) && a->parsing.updated_ms == b->parsing.updated_ms;
+	return strcmp(a->id, b->id) == 0 && text_is_equal(a->filename, b->filename) &&
+	       text_is_equal(a->status, b->status) && text_is_equal(a->sha256, b->sha256) &&
+	       a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && text_is_equal(a->mime, b->mime) &&
+	       text_is_equal(a->source, b->source) && text_is_equal(a->source_url, b->source_url) &&
+	       text_is_equal(a->workspace_id, b->workspace_id) && a->pages == b->pages &&
+	       text_is_equal(a->error, b->error) && text_is_equal(a->parsing.status, b->parsing.status) &&
+	       text_is_equal(a->parsing.version, b->parsing.version) &&
+	       text_is_equal(a->parsing.config, b->parsing.config) && a->parsing.updated_ms == b->parsing.updated_ms;
 }
 
 /* The same documents in the same condition; in any order if the order does not matter. */
@@ -1318,7 +1291,7 @@ static int read_record(struct update *u)
 			u->named++;
 			listing_get(u->known, at, &doc);
 		}
-		if (at < 0 || !texts_are_equal(doc.filename, name) || !texts_are_equal(doc.status, status)) {
+		if (at < 0 || !text_is_equal(doc.filename, name) || !text_is_equal(doc.status, status)) {
 			int r = need(u, id, place / per_page + 1);
 			if (r < 0)
 				return r;
@@ -1392,7 +1365,7 @@ static int take_single(struct update *u, struct needed *n)
 	int r = get_document_json(u->s, u->call, n->id, &body);
 
 	if (r < 0 && is_refusal(u->call)) {
-		forget_fault(u->call);
+		call_forget_fault(u->call);
 		return 1;
 	}
 	if (r < 0)
@@ -1539,7 +1512,7 @@ static int raydocs_list_documents(struct backend *b, struct call *call, const ch
 	/* What fits into one page is as cheap to ask in full. */
 	if (known && !call->is_sweep && listing_count(known) > atomic_load(&s->page_documents)) {
 		u.found = listing_builder_new(s->scratch_dir);
-		r = u.found ? update_run(&u, ret) : no_memory(call);
+		r = u.found ? update_run(&u, ret) : call_no_memory(call);
 		if (r <= 0)
 			return r;
 	}
@@ -1566,7 +1539,7 @@ static int get_link(struct raydocs *s, struct call *call, const char *document_i
 					.path = path_add(&path, "/extractions/documents/", document_id, "/url", NULL) };
 
 	if (!q.path)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = http_json(s->http, call, &q, &body);
 	if (r < 0)
 		return r;
@@ -1641,7 +1614,7 @@ static int get_document_json(struct raydocs *s, struct call *call, const char *d
 					.path = path_add(&path, "/extractions/documents/", document_id, NULL) };
 
 	if (!q.path)
-		return no_memory(call);
+		return call_no_memory(call);
 	return http_json(s->http, call, &q, ret);
 }
 
@@ -1682,7 +1655,7 @@ static int post_attach(struct raydocs *s, struct call *call, const char *session
 					.path = path_add(&path, "/extractions/sessions/", session_id,
 							 "/documents/attach", NULL) };
 	if (!q.path || !q.body)
-		return no_memory(call);
+		return call_no_memory(call);
 	return http_json(s->http, call, &q, ret);
 }
 
@@ -1701,13 +1674,11 @@ static int raydocs_attach(struct backend *b, struct call *call, const char *sess
 		return r;
 	builder = listing_builder_new(s->scratch_dir);
 	if (!builder)
-		return no_memory(call);
+		return call_no_memory(call);
 	r = add_attached(s, call, read_list(body), document_ids, count, builder);
 	if (r < 0)
 		return r;
-	struct listing_builder *given = builder;
-	builder = NULL;
-	return listing_builder_finish(given, asked_ms, clock_wall_ms(), ret);
+	return listing_builder_take(&builder, asked_ms, clock_wall_ms(), ret);
 }
 
 static int raydocs_detach(struct backend *b, struct call *call, const char *session_id, const char *document_id)
@@ -1720,7 +1691,7 @@ static int raydocs_detach(struct backend *b, struct call *call, const char *sess
 					.path = path_add(&path, "/extractions/sessions/", session_id, "/documents/",
 							 document_id, NULL) };
 
-	return q.path ? http_do(s->http, call, &q, &reply) : no_memory(call);
+	return q.path ? http_do(s->http, call, &q, &reply) : call_no_memory(call);
 }
 
 static int raydocs_run(struct backend *b, struct call *call, const char *session_id)
@@ -1733,7 +1704,7 @@ static int raydocs_run(struct backend *b, struct call *call, const char *session
 					.path = path_add(&path, "/extractions/sessions/", session_id, "/results",
 							 NULL) };
 
-	return q.path ? http_do(s->http, call, &q, &reply) : no_memory(call);
+	return q.path ? http_do(s->http, call, &q, &reply) : call_no_memory(call);
 }
 
 /* ---- the steps of an upload ---------------------------------------------------------------------------------- */
@@ -1944,7 +1915,7 @@ static int sign(struct raydocs *s, struct call *call, struct upload *u)
 	}
 	r = ticket_write(u, &t);
 	if (r < 0)
-		return no_memory(call);
+		return call_no_memory(call);
 	u->ticket_wall_ms = signed_ms;
 	return 0;
 }
@@ -1986,7 +1957,7 @@ static int raydocs_upload_store(struct backend *b, struct call *call, struct upl
 		return r;
 	const struct ticket stored = { .key = t.key };
 	if (ticket_write(u, &stored) < 0)
-		return no_memory(call);
+		return call_no_memory(call);
 	u->step = UPLOAD_STORED;
 	return 0;
 }
@@ -2096,7 +2067,7 @@ static void settle_by_looking(struct raydocs *s, struct call *call, struct membe
 	}
 	fault.may_have_happened = true;
 	settle(m, r, &fault);
-	forget_fault(call);
+	call_forget_fault(call);
 }
 
 /* Which of the keys we sent does a refusal name ("keys.3")? Also any other field, as {prefix}.N. */
@@ -2176,7 +2147,7 @@ static void settle_taken(struct raydocs *s, struct call *call, struct member **g
 		return;
 	int r = walk_soundly(&w, &found, &is_sound);
 	walk_release(&w);
-	forget_fault(call);
+	call_forget_fault(call);
 	if (r < 0)
 		return; /* they are tried again all the same */
 	for (int i = 0; i < count; i++) {
@@ -2202,7 +2173,7 @@ static int post_group(struct raydocs *s, struct call *call, const char *session_
 					.ability = "sessions-write",
 					.path = path_add(&path, "/extractions/sessions/", session_id, route, NULL) };
 	if (!q.path || !q.body)
-		return no_memory(call);
+		return call_no_memory(call);
 	return http_do(s->http, call, &q, ret);
 }
 
@@ -2297,9 +2268,9 @@ static bool create_document(struct raydocs *s, struct call *call, const char *wo
 					.ability = "documents-write",
 					.path = path_add(&path, "/workspaces/", workspace_id, "/documents", NULL),
 					.accepts_any = s->naming == NAMING_AUTO };
-	int r = q.path && q.body ? http_json(s->http, call, &q, &body) : no_memory(call);
+	int r = q.path && q.body ? http_json(s->http, call, &q, &body) : call_no_memory(call);
 	struct fault fault = call->fault;
-	forget_fault(call);
+	call_forget_fault(call);
 	if (r == 0) {
 		struct json_in in = json_in_begin(unwrap(body), "raydocs: new document");
 
@@ -2320,7 +2291,7 @@ static bool create_document(struct raydocs *s, struct call *call, const char *wo
 		settle(m, 0, NULL); /* the key was used up by an attempt whose answer was lost */
 		return false;
 	}
-	forget_fault(call);
+	call_forget_fault(call);
 	if (fault.kind == FAULT_INVALID)
 		fault.kind = FAULT_KEY; /* made again from a new key, equal bytes are the same document */
 	settle(m, r, &fault);
@@ -2438,7 +2409,7 @@ static int raydocs_upload_attach(struct backend *b, struct call *call, struct up
 			int r = bad_ticket(call);
 
 			settle(m, r, &call->fault);
-			forget_fault(call);
+			call_forget_fault(call);
 		}
 	}
 	create_documents(s, call, &batch);
@@ -2501,7 +2472,7 @@ static int raydocs_upload_find(struct backend *b, struct call *call, struct uplo
 
 	/* "Surely not there" is told from "no such session" by the fault. */
 	if (r == -ENOENT && call->fault.kind != FAULT_GONE)
-		forget_fault(call);
+		call_forget_fault(call);
 	return r;
 }
 
@@ -2520,7 +2491,7 @@ static int raydocs_check(struct backend *b, struct call *call)
 
 	if (r < 0 && !proves_token(call))
 		return r;
-	forget_fault(call);
+	call_forget_fault(call);
 	return 0;
 }
 
@@ -2536,7 +2507,7 @@ static int describe_right(struct raydocs *s, struct call *call, const char *abil
 	if (r < 0 && !is_refusal(call))
 		return r;
 	buf_addf(ret, "%s: %s%s\n", ability, is_missing ? "missing, " : "works, ", note);
-	forget_fault(call);
+	call_forget_fault(call);
 	return 0;
 }
 
@@ -2554,7 +2525,7 @@ static int describe_rights(struct raydocs *s, struct call *call, struct buf *ret
 			 call->fault.kind == FAULT_FORBIDDEN ? "missing" : "no list came");
 	else
 		buf_addf(ret, "workspaces-read: works, %d workspaces\n", workspaces.count);
-	forget_fault(call);
+	call_forget_fault(call);
 	/* No session has this id: the answer tells about the right alone. */
 	r = describe_right(s, call, "sessions-read", "/extractions/sessions/00000000-0000-4000-8000-000000000000",
 			   "for listing and reading sessions", ret);
@@ -2566,22 +2537,6 @@ static int describe_rights(struct raydocs *s, struct call *call, struct buf *ret
 	return r;
 }
 
-static void tell_limit(struct raydocs *s, struct buf *ret)
-{
-	struct limit_view limit;
-
-	limit_look(s->limit, &limit);
-	if (limit.rate < 0)
-		buf_add(ret, "limit: none of ours");
-	else
-		buf_addf(ret, "limit: %d of %d requests used in this minute", limit.used, limit.rate);
-	if (limit.waiting > 0)
-		buf_addf(ret, ", %d wait in line", limit.waiting);
-	if (limit.pause_ms > 0)
-		buf_addf(ret, "; the service asked to wait for %lld s", (long long)(limit.pause_ms + 999) / 1000);
-	buf_add(ret, "\n");
-}
-
 static int raydocs_describe(struct backend *b, struct call *call, struct buf *ret)
 {
 	struct raydocs *s = raydocs_from(b);
@@ -2590,15 +2545,15 @@ static int raydocs_describe(struct backend *b, struct call *call, struct buf *re
 	if (r < 0)
 		return r;
 	buf_add(ret, "sessions-write, documents-write: not tried, an attempt would leave traces\n");
-	tell_limit(s, ret);
-	return ret->failed ? no_memory(call) : 0;
+	limit_describe(s->limit, "this minute", ret);
+	return ret->failed ? call_no_memory(call) : 0;
 }
 
 static void raydocs_tell_state(struct backend *b, struct buf *ret)
 {
 	struct raydocs *s = raydocs_from(b);
 
-	tell_limit(s, ret);
+	limit_describe(s->limit, "this minute", ret);
 	if (s->naming == NAMING_AUTO && wants_workspace(s))
 		buf_add(ret, "naming: the service does not keep the names of what is uploaded into a session, so documents go by way of "
 			     "the workspace, which takes a name\n");

@@ -24,6 +24,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "client/common.h"
 #include "client/http.h"
 #include "client/json.h"
 #include "client/limit.h"
@@ -619,9 +620,7 @@ static int one_document(struct rossum *s, const cJSON *annotation, const cJSON *
 	int r = add_document(s, builder, annotation, document, true);
 	if (r < 0)
 		return r;
-	struct listing_builder *given = builder;
-	builder = NULL;
-	return listing_builder_finish(given, asked_ms, clock_wall_ms(), ret);
+	return listing_builder_take(&builder, asked_ms, clock_wall_ms(), ret);
 }
 
 /* The documents that came along with a page of annotations, by id. */
@@ -677,23 +676,11 @@ static const cJSON *document_of(const struct sideload *l, const cJSON *annotatio
 
 /* ---- credentials --------------------------------------------------------------------------------------------- */
 
-static void forget_fault(struct call *call)
-{
-	memset(&call->fault, 0, sizeof(call->fault));
-	call->fault.retry_after_ms = -1;
-}
-
-static int no_memory(struct call *call)
-{
-	call->fault.kind = FAULT_NONE;
-	return -ENOMEM;
-}
-
 static int fail(struct call *call, enum fault_kind kind, int error, const char *words)
 {
 	int status = call->fault.http_status;
 
-	forget_fault(call);
+	call_forget_fault(call);
 	call->fault.kind = kind;
 	call->fault.http_status = status;
 	snprintf(call->fault.words, sizeof(call->fault.words), "%s", words);
@@ -776,7 +763,7 @@ static int send_login(struct rossum *s, struct call *call, const struct credenti
 					.is_anonymous = true,
 					.is_apart = true,
 					.accepts_any = true };
-	int r = q.body ? http_json(s->http, call, &q, &body) : no_memory(call);
+	int r = q.body ? http_json(s->http, call, &q, &body) : call_no_memory(call);
 	if (text.data)
 		explicit_bzero(text.data, text.len);
 	if (r < 0) {
@@ -888,7 +875,7 @@ static int doubt_token(struct rossum *s, struct call *call, uint64_t number)
 	}
 	if (call->fault.kind != FAULT_FORBIDDEN)
 		return r;
-	forget_fault(call);
+	call_forget_fault(call);
 	r = http_renew_token(s->http, call, now);
 	if (r == 0)
 		return 1;
@@ -917,7 +904,7 @@ static int ask(struct rossum *s, struct call *call, const struct http_request *q
 static int unreadable(struct rossum *s, struct call *call, const struct http_request *q, const char *why, int error)
 {
 	if (error == -ENOMEM)
-		return no_memory(call);
+		return call_no_memory(call);
 	return http_unreadable(s->http, call, q, why);
 }
 
@@ -926,7 +913,7 @@ static int ask_json(struct rossum *s, struct call *call, const struct http_reque
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
 
 	if (!q->path)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = ask(s, call, q, &reply);
 	if (r < 0)
 		return r;
@@ -1194,7 +1181,7 @@ static int rossum_get_session(struct backend *b, struct call *call, const char *
 		return fail(call, r == -EPROTO ? FAULT_AWAY : FAULT_NONE, r, "this is not a queue");
 	if (found.workspace_id && !name_look(s, &s->workspaces, found.workspace_id, &found.qualifier)) {
 		learn_workspace(s, call, found.workspace_id);
-		forget_fault(call);
+		call_forget_fault(call);
 		(void)name_look(s, &s->workspaces, found.workspace_id, &found.qualifier); /* NULL: nobody tells */
 	}
 	*ret = found;
@@ -1214,21 +1201,12 @@ static bool queue_is_wanted(struct rossum *s, const struct session *queue)
 	return !s->option || !s->option(s->arg, "queue", 0);
 }
 
-static bool has_queue(const struct session_list *l, const char *id)
-{
-	for (int i = 0; i < l->count; i++) {
-		if (strcmp(l->items[i].id, id) == 0)
-			return true;
-	}
-	return false;
-}
-
 static int add_queue(struct rossum *s, const cJSON *item, struct session_list *ret)
 {
 	CLEANUP(session_release) struct session queue = { 0 };
 	int r = read_queue(item, &queue);
 
-	if (r < 0 || has_queue(ret, queue.id) || !queue_is_wanted(s, &queue))
+	if (r < 0 || session_list_has(ret, queue.id) || !queue_is_wanted(s, &queue))
 		return r;
 	if ((ret->count & (ret->count - 1)) == 0) { /* room doubles */
 		struct session *items = realloc(ret->items, (size_t)(ret->count ? ret->count * 2 : 1) * sizeof(*items));
@@ -1252,7 +1230,7 @@ static void qualify(struct rossum *s, struct call *call, struct session_list *l)
 		if (!queue->workspace_id || name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) || has_asked)
 			continue;
 		learn_workspaces(s, call);
-		forget_fault(call);
+		call_forget_fault(call);
 		has_asked = true;
 		(void)name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier);
 	}
@@ -1423,9 +1401,7 @@ static int show_page(struct walk *w, const cJSON *results, const struct sideload
 	}
 	if (r < 0)
 		return r;
-	struct listing_builder *given = builder;
-	builder = NULL;
-	r = listing_builder_finish(given, asked_ms, clock_wall_ms(), &page);
+	r = listing_builder_take(&builder, asked_ms, clock_wall_ms(), &page);
 	if (r == 0)
 		w->call->on_page(w->call->on_page_arg, page);
 	return r;
@@ -1471,7 +1447,7 @@ static int walk_begin(struct walk *w)
 {
 	w->shown = listing_builder_new(w->s->scratch_dir);
 	w->all = listing_builder_new(NULL);
-	return w->shown && w->all ? 0 : no_memory(w->call);
+	return w->shown && w->all ? 0 : call_no_memory(w->call);
 }
 
 /* Oldest first, so that newcomers land at the end. */
@@ -1507,11 +1483,11 @@ static int get_annotations(struct rossum *s, struct call *call, const char *queu
 
 	buf_addf(&further, "&id=%s", ids);
 	if (!buf_text(&further) || !annotations_path(&pages.path, queue_id, buf_text(&further)))
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = pages_next(s, call, &pages, ret, ret_results);
 	if (r < 0)
 		return r;
-	return read_sideload(*ret, ret_documents) < 0 ? no_memory(call) : 0;
+	return read_sideload(*ret, ret_documents) < 0 ? call_no_memory(call) : 0;
 }
 
 /* Pages are no snapshot: what left an early page while we read a later one moved another over the edge, unseen. Whoever
@@ -1526,7 +1502,7 @@ static int walk_missing(struct walk *w, struct listing *known)
 	w->all = NULL;
 	r = listing_builder_finish(given, 0, 0, &all);
 	if (r < 0)
-		return no_memory(w->call);
+		return call_no_memory(w->call);
 	for (int i = 0; known && w->pages > 1 && i < listing_count(known); i++) {
 		struct document doc;
 
@@ -1550,22 +1526,17 @@ static int walk_missing(struct walk *w, struct listing *known)
 	return r;
 }
 
-static bool texts_are_equal(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
 static bool documents_are_equal(const struct document *a, const struct document *b)
 {
 	for (int i = 0; i < DOCUMENT_EXTRA_MAX; i++) {
-		if (!texts_are_equal(a->extra[i][0], b->extra[i][0]) ||
-		    !texts_are_equal(a->extra[i][1], b->extra[i][1]))
+		if (!text_is_equal(a->extra[i][0], b->extra[i][0]) ||
+		    !text_is_equal(a->extra[i][1], b->extra[i][1]))
 			return false;
 	}
-	return strcmp(a->id, b->id) == 0 && texts_are_equal(a->filename, b->filename) &&
-	       texts_are_equal(a->status, b->status) && texts_are_equal(a->sha256, b->sha256) &&
-	       a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && texts_are_equal(a->mime, b->mime) &&
-	       a->pages == b->pages && texts_are_equal(a->error, b->error);
+	return strcmp(a->id, b->id) == 0 && text_is_equal(a->filename, b->filename) &&
+	       text_is_equal(a->status, b->status) && text_is_equal(a->sha256, b->sha256) &&
+	       a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && text_is_equal(a->mime, b->mime) &&
+	       a->pages == b->pages && text_is_equal(a->error, b->error);
 }
 
 /* Every document of `part` is in `whole`, in the same condition. */
@@ -1583,14 +1554,6 @@ static bool listing_holds(const struct listing *whole, const struct listing *par
 			return false;
 	}
 	return true;
-}
-
-static int builder_take(struct listing_builder **b, int64_t asked_ms, int64_t as_of_wall_ms, struct listing **ret)
-{
-	struct listing_builder *given = *b;
-
-	*b = NULL;
-	return listing_builder_finish(given, asked_ms, as_of_wall_ms, ret);
 }
 
 /* What one page of the newest has that `known` has not: hidden ones to be taken out, others to be put in. */
@@ -1617,7 +1580,7 @@ static int patch_newest(struct walk *w, const cJSON *body, const cJSON *results,
 	for (int i = 0; i < gone; i++)
 		without[i] = rooms[i].text;
 	if (r == 0)
-		r = builder_take(&builder, asked_ms, clock_wall_ms(), &page);
+		r = listing_builder_take(&builder, asked_ms, clock_wall_ms(), &page);
 	if (r < 0)
 		return r;
 	*ret_is_old_news = gone == 0 && listing_holds(*known, page);
@@ -1691,7 +1654,7 @@ static int list_by_counts(struct walk *w, struct listing *known, cJSON **ret_cou
 	counts_of(known, &ours, &is_moving);
 	if (!is_moving && counts_agree(&ours, theirs)) {
 		r = listing_renew(known, asked_ms, as_of_wall_ms, ret);
-		return r < 0 ? no_memory(w->call) : 1;
+		return r < 0 ? call_no_memory(w->call) : 1;
 	}
 	patched = listing_ref(known);
 	r = walk_newest(w, asked_ms, &patched);
@@ -1701,7 +1664,7 @@ static int list_by_counts(struct walk *w, struct listing *known, cJSON **ret_cou
 	if (!counts_agree(&ours, theirs))
 		return 0;
 	r = listing_renew(patched, asked_ms, as_of_wall_ms, ret);
-	return r < 0 ? no_memory(w->call) : 1;
+	return r < 0 ? call_no_memory(w->call) : 1;
 }
 
 static void walked(struct rossum *s, const char *queue_id, const struct listing *l, const cJSON *queue)
@@ -1740,8 +1703,8 @@ static int walk_whole(struct walk *w, struct listing *known, struct listing **re
 		r = walk_missing(w, known);
 	if (r < 0)
 		return r;
-	r = builder_take(&w->shown, asked_ms, as_of_wall_ms, ret);
-	return r < 0 ? no_memory(w->call) : 0;
+	r = listing_builder_take(&w->shown, asked_ms, as_of_wall_ms, ret);
+	return r < 0 ? call_no_memory(w->call) : 0;
 }
 
 /* Which upload a document came of is said nowhere but in the answer to that: what an earlier listing has goes on. */
@@ -1845,7 +1808,7 @@ static int get_content(struct rossum *s, struct call *call, const char *document
 					.wants_size = !c->fd,
 					.is_long = true,
 					.accepts_any = true };
-	int r = q.path ? ask(s, call, &q, &reply) : no_memory(call);
+	int r = q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
 	if (r < 0 && reply.location)
 		return get_content_at(s, call, reply.location, c);
 	if (r < 0 && call->fault.kind != FAULT_GONE && call->fault.kind != FAULT_CANCELED &&
@@ -1927,7 +1890,7 @@ static int rossum_detach(struct backend *b, struct call *call, const char *sessi
 	const struct http_request q = { .method = "POST",
 					.path = buf_text(&path),
 					.ability = "the right to delete in this queue" };
-	return q.path ? ask(s, call, &q, &reply) : no_memory(call);
+	return q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
 }
 
 /* ---- copies -------------------------------------------------------------------------------------------------- */
@@ -2019,7 +1982,7 @@ static int post_copy(struct rossum *s, struct call *call, const char *queue_id, 
 					.body = buf_text(&text),
 					.ability = "the right to copy between these queues" };
 	if (!q.body || url.failed)
-		return no_memory(call);
+		return call_no_memory(call);
 	int r = ask_json(s, call, &q, &body);
 	if (r < 0 && call->fault.may_have_happened)
 		doubt_note(s, queue_id, annotation_id);
@@ -2077,7 +2040,7 @@ static int rossum_attach(struct backend *b, struct call *call, const char *sessi
 	int64_t asked_ms = clock_now_ms();
 
 	if (!builder)
-		return no_memory(call);
+		return call_no_memory(call);
 	if (!is_digits(session_id))
 		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
 	for (int i = 0; i < count; i++) {
@@ -2087,7 +2050,7 @@ static int rossum_attach(struct backend *b, struct call *call, const char *sessi
 		if (r < 0)
 			return r;
 	}
-	return builder_take(&builder, asked_ms, clock_wall_ms(), ret);
+	return listing_builder_take(&builder, asked_ms, clock_wall_ms(), ret);
 }
 
 /* ---- tickets ------------------------------------------------------------------------------------------------- */
@@ -2173,7 +2136,7 @@ static int rossum_upload_sign(struct backend *b, struct call *call, struct uploa
 	for (size_t i = 0; i < sizeof(random); i++)
 		snprintf(t.nonce + 2 * i, 3, "%02x", random[i]);
 	if (ticket_write(u, &t) < 0)
-		return no_memory(call);
+		return call_no_memory(call);
 	u->ticket_wall_ms = clock_wall_ms();
 	u->step = UPLOAD_SIGNED;
 	return 0;
@@ -2239,7 +2202,7 @@ static int values_print(struct rossum *s, struct call *call, const char *queue_i
 	for (int i = 0; i < s->value_count; i++)
 		wants_name = wants_name || (s->values[i].queue && !is_digits(s->values[i].queue));
 	if (wants_name && !(name = queue_name(s, call, queue_id)))
-		return call->fault.kind == FAULT_NONE ? no_memory(call) : call->fault.kind == FAULT_GONE ? -ENOENT : -EIO;
+		return call->fault.kind == FAULT_NONE ? call_no_memory(call) : call->fault.kind == FAULT_GONE ? -ENOENT : -EIO;
 	for (int i = 0; i < s->value_count; i++) {
 		const struct value *v = &s->values[i];
 		CLEANUP(buf_release) struct buf key = BUF(BODY_BYTES_MAX);
@@ -2253,7 +2216,7 @@ static int values_print(struct rossum *s, struct call *call, const char *queue_i
 		json_add_quoted(ret, v->text);
 	}
 	buf_add(ret, ret->len ? "}" : "");
-	return ret->failed ? no_memory(call) : 0;
+	return ret->failed ? call_no_memory(call) : 0;
 }
 
 /* basic: the header that stands for the token; NULL: the token does. */
@@ -2291,7 +2254,7 @@ static int post_file(struct rossum *s, struct call *call, const struct upload *u
 					.is_long = true,
 					.ability = "the right to upload into this queue" };
 	if (!q.path)
-		return no_memory(call);
+		return call_no_memory(call);
 	if (!s->is_raw && metadata.failed)
 		return fail(call, FAULT_INVALID, -EINVAL, "the metadata would be larger than 4096 bytes");
 	return ask(s, call, &q, ret);
@@ -2378,7 +2341,7 @@ static int rossum_upload_store(struct backend *b, struct call *call, struct uplo
 	if (r < 0)
 		return r;
 	if (ticket_write(u, &t) < 0)
-		return no_memory(call);
+		return call_no_memory(call);
 	u->step = UPLOAD_STORED;
 	return 0;
 }
@@ -2400,7 +2363,7 @@ static int task_failed(struct call *call, const cJSON *task)
 {
 	const char *detail = text_of(task, "detail"), *code = text_of(task, "code");
 
-	forget_fault(call);
+	call_forget_fault(call);
 	return fail(call, FAULT_INVALID, -EINVAL,
 		    detail ? detail
 		    : code ? code
@@ -2415,9 +2378,9 @@ static int follow_task(struct rossum *s, struct call *call, struct ticket *t)
 
 	buf_addf(&path, "/tasks/%s?no_redirect=true", t->task.text);
 	const struct http_request q = { .method = "GET", .path = buf_text(&path) };
-	int r = q.path ? ask(s, call, &q, &reply) : no_memory(call);
+	int r = q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
 	if (r < 0 && reply.location && ref_text(reply.location, &t->upload)) {
-		forget_fault(call);
+		call_forget_fault(call);
 		return 0; /* sent on in spite of our asking: it has succeeded */
 	}
 	if (r < 0)
@@ -2449,7 +2412,7 @@ static int read_set_aside(struct call *call, const char *status)
 	if (!status)
 		return 0;
 	snprintf(words, sizeof(words), "the service set the file aside: %.100s", status);
-	forget_fault(call);
+	call_forget_fault(call);
 	return fail(call, FAULT_INVALID, -EINVAL, words);
 }
 
@@ -2466,7 +2429,7 @@ static int ask_set_aside(struct rossum *s, struct call *call, const cJSON *uploa
 	buf_addf(&path, "/documents/%s", id);
 	int r = get_json(s, call, buf_text(&path), &document);
 	if (r < 0 && call->fault.kind == FAULT_GONE) {
-		forget_fault(call);
+		call_forget_fault(call);
 		return 0;
 	}
 	return r < 0 ? r : read_set_aside(call, text_of(document, "attachment_status"));
@@ -2527,7 +2490,7 @@ static int import_failed(struct rossum *s, struct call *call, const cJSON *annot
 	struct document doc;
 	struct document_room room;
 
-	forget_fault(call);
+	call_forget_fault(call);
 	if (read_document(s, annotation, NULL, &doc, &room) < 0 || !doc.error)
 		return fail(call, FAULT_INVALID, -EINVAL, "the import failed");
 	return fail(call, FAULT_INVALID, -EINVAL, doc.error);
@@ -2555,7 +2518,7 @@ static int follow_annotations(struct rossum *s, struct call *call, struct upload
 	if (has_status(best, "failed_import"))
 		return import_failed(s, call, best);
 	r = one_document(s, best, document_of(&documents, best), asked_ms, &u->document);
-	return r == -ENOMEM ? no_memory(call) : r;
+	return r == -ENOMEM ? call_no_memory(call) : r;
 }
 
 /* As far as it goes now. */
@@ -2575,7 +2538,7 @@ static int follow(struct rossum *s, struct call *call, struct upload *u, struct 
 		t->taken_wall_ms = clock_wall_ms();
 	r = follow_upload(s, call, t, &ids);
 	if (r == 0 && !buf_text(&ids))
-		r = no_memory(call);
+		r = call_no_memory(call);
 	return r != 0 ? r : follow_annotations(s, call, u, t, buf_text(&ids));
 }
 
@@ -2589,7 +2552,7 @@ static bool is_stopped_by_hook(const struct rossum *s, const struct ticket *t)
 
 static int still_waiting(struct call *call)
 {
-	forget_fault(call);
+	call_forget_fault(call);
 	return fail(call, FAULT_AWAY, -ETIMEDOUT, "the service is still taking the file in");
 }
 
@@ -2673,7 +2636,7 @@ static int bytes_are_equal(struct rossum *s, struct call *call, const cJSON *ann
 	struct content c = { .fd = &fd };
 	int r = get_content(s, call, room.text, &c);
 	if (r < 0 && call->fault.kind == FAULT_GONE) {
-		forget_fault(call);
+		call_forget_fault(call);
 		return 0;
 	}
 	if (r == 0)
@@ -2729,7 +2692,7 @@ static int take_found(struct rossum *s, struct call *call, struct upload *u, con
 		return NOT_YET;
 	int r = one_document(s, annotation, document, asked_ms, &u->document);
 	if (r < 0)
-		return r == -ENOMEM ? no_memory(call) : fail(call, FAULT_AWAY, r, "the document cannot be read");
+		return r == -ENOMEM ? call_no_memory(call) : fail(call, FAULT_AWAY, r, "the document cannot be read");
 	u->step = UPLOAD_ATTACHED;
 	return 0;
 }
@@ -2752,7 +2715,7 @@ static int search_once(struct rossum *s, struct call *call, const struct search 
 		if (r <= 0)
 			break;
 		if (read_sideload(body, &documents) < 0)
-			return no_memory(call);
+			return call_no_memory(call);
 		has_young = results->child == NULL;
 		cJSON_ArrayForEach (item, results) {
 			const cJSON *document = document_of(&documents, item);
@@ -2804,7 +2767,7 @@ static int rossum_upload_find(struct backend *b, struct call *call, struct uploa
 	if (r == NOT_YET)
 		return fail(call, FAULT_AWAY, -EIO, "its import has not begun");
 	if (r == -ENOENT && call->fault.kind != FAULT_GONE)
-		forget_fault(call);
+		call_forget_fault(call);
 	return r;
 }
 
@@ -2819,22 +2782,8 @@ static int rossum_check(struct backend *b, struct call *call)
 
 	if (r < 0 && kind != FAULT_GONE && kind != FAULT_INVALID && kind != FAULT_CONFLICT)
 		return r;
-	forget_fault(call); /* whatever it thinks of the question, it took the token */
+	call_forget_fault(call); /* whatever it thinks of the question, it took the token */
 	return 0;
-}
-
-static void describe_limit(struct rossum *s, struct buf *ret)
-{
-	struct limit_view limit;
-
-	limit_look(s->limit, &limit);
-	if (limit.rate < 0)
-		buf_add(ret, "limit: none of ours");
-	else
-		buf_addf(ret, "limit: %d of %d requests used in this second", limit.used, limit.rate);
-	if (limit.pause_ms > 0)
-		buf_addf(ret, "; the service asked to wait for %lld s", (long long)(limit.pause_ms + 999) / 1000);
-	buf_add(ret, "\n");
 }
 
 static int rossum_describe(struct backend *b, struct call *call, struct buf *ret)
@@ -2856,17 +2805,17 @@ static int rossum_describe(struct backend *b, struct call *call, struct buf *ret
 		buf_addf(ret, "queues: no right to list them: %s\n", call->fault.words);
 	else
 		buf_addf(ret, "queues: %d to be seen, %d of them take no uploads\n", queues.count, closed);
-	forget_fault(call);
+	call_forget_fault(call);
 	buf_add(ret, "uploading, copying, deleting: not tried, an attempt would leave traces\n");
-	describe_limit(s, ret);
-	return ret->failed ? no_memory(call) : 0;
+	limit_describe(s->limit, "this second", ret);
+	return ret->failed ? call_no_memory(call) : 0;
 }
 
 static void rossum_tell_state(struct backend *b, struct buf *ret)
 {
 	struct rossum *s = rossum_from(b);
 
-	describe_limit(s, ret);
+	limit_describe(s->limit, "this second", ret);
 	SCOPED_LOCK(&s->lock);
 	int64_t left_ms = s->login.not_before_ms - clock_now_ms();
 	if (left_ms > 0)

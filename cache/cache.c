@@ -11,6 +11,9 @@
  *
  * Listings go to the disk (store.h) as they are remembered, and come back from it when memory has none.
  *
+ * A refresh asks for what changed. What that cannot see a sweep finds: one session at a time, in the background, for all
+ * of it; what was refreshed meanwhile stays.
+ *
  * A write tells every flight about its session (a patch in the flight's journal, or "worthless") and changes what is
  * remembered. Both orders come out right: a flight that lands later applies its journal, and a write that finds the
  * memory newer patches that. */
@@ -38,6 +41,11 @@
 #define FLIGHTS_MAX 64     /* threads; more flights wait for one */
 #define FLIGHT_MS 60000    /* what a backend gives a call without a deadline */
 #define ASKED_AGAIN_MAX 3
+/* A listing that is refreshed by what changed is asked for in full after so long in use, and so much more for each of its
+ * documents: a sweep takes a twentieth of what the service allows us at the most. */
+#define SWEEP_MS 3600000
+#define SWEEP_DOCUMENT_MS 700
+#define SWEEP_MS_MAX (24 * 3600000LL) /* how long one may take */
 #define LOOK_MS 50 /* between looks whether a caller gave up */
 #define ACCOUNT_BYTES 65
 
@@ -65,6 +73,7 @@ struct flight {
 	enum urgency urgency;
 	int64_t deadline_ms;
 	bool hands_pages;
+	bool is_sweep;            /* asks for all in the background, for memory alone: nobody joins it */
 	struct transfer transfer; /* atomics */
 	/* guarded by the cache's lock: */
 	int refs;
@@ -74,6 +83,7 @@ struct flight {
 	int64_t asked_ms; /* by the cache's now_ms */
 	uint64_t number;  /* of the last time it was asked */
 	char account[ACCOUNT_BYTES]; /* that asked */
+	bool knew;                   /* asked with what was known, and so perhaps not for all */
 	struct patch *journal, **journal_end;
 	struct waiter *waiters;
 	struct listing **pages; /* those somebody has not seen yet */
@@ -94,6 +104,7 @@ struct remembered {
 	struct listing *listing; /* NULL: the session is gone */
 	int64_t asked_ms;
 	uint64_t number; /* of the question: a later one's answer is not replaced by an earlier one's */
+	int64_t walked_ms; /* when it was last asked for in full */
 	bool is_doubted; /* a write came after it whose outcome is unknown */
 };
 
@@ -122,6 +133,7 @@ struct cache {
 	struct flight *flights;
 	uint64_t asked; /* counts questions */
 	uint64_t forgotten; /* counts what was forgotten: what was read from the disk before is not taken for remembered */
+	bool sweeps; /* one session at a time */
 	bool closes;
 };
 
@@ -306,6 +318,7 @@ static void recollect(struct cache *c, const char *session_id)
 	if (c->forgotten == forgotten && !table_find(c->listings, session_id))
 		remember(c, session_id, &(struct remembered){ .listing = found,
 							      .asked_ms = listing_asked_ms(found),
+							      .walked_ms = c->now_ms(), /* as far as we know */
 							      .is_doubted = true });
 }
 
@@ -428,7 +441,7 @@ static struct flight *flight_find(struct cache *c, enum flight_kind kind, const 
 				  enum urgency urgency)
 {
 	for (struct flight *f = c->flights; f; f = f->next) {
-		if (f->kind == kind && !f->is_done && !f->is_forgotten && f->urgency <= urgency &&
+		if (f->kind == kind && !f->is_done && !f->is_forgotten && !f->is_sweep && f->urgency <= urgency &&
 		    (kind == FLIGHT_SESSIONS || flight_is_about(f, session_id)))
 			return f;
 	}
@@ -661,6 +674,7 @@ static struct listing *flight_prepare(struct flight *f)
 	if (f->kind != FLIGHT_DOCUMENTS)
 		return NULL;
 	const struct remembered *m = table_find(c->listings, f->session_id);
+	f->knew = m && m->listing;
 	return m ? listing_ref(m->listing) : NULL;
 }
 
@@ -671,6 +685,7 @@ static void flight_ask(struct flight *f, struct listing *known, struct answer *r
 		.urgency = f->urgency,
 		.deadline_ms = f->deadline_ms,
 		.transfer = &f->transfer,
+		.is_sweep = f->is_sweep,
 		.on_page = f->hands_pages ? flight_on_page : NULL,
 		.on_page_arg = f,
 		.on_session = f->kind == FLIGHT_DOCUMENTS ? flight_on_session : NULL,
@@ -707,8 +722,10 @@ static void flight_remember(struct flight *f, const struct answer *a)
 		const struct remembered *old = table_find(c->listings, f->session_id);
 		if (!old || old->number <= f->number) {
 			char account[ACCOUNT_BYTES];
+			bool is_partial = f->knew && !f->is_sweep;
 			remember(c, f->session_id, &(struct remembered){ .listing = a->listing,
 									 .asked_ms = f->asked_ms,
+									 .walked_ms = is_partial && old ? old->walked_ms : f->asked_ms,
 									 .number = f->number,
 									 .is_doubted = f->is_worthless });
 			account_of(c, account);
@@ -773,22 +790,136 @@ static void flight_doubt(struct flight *f)
 	f->is_worthless = true;
 }
 
+static struct listing *replace_remembered(struct cache *c, const char *session_id, const struct listing *old,
+					  struct listing *patched);
+
+/* ---- sweeps -------------------------------------------------------------------------------------------------- */
+
+static bool holds_equal(const struct listing *l, const struct document *d)
+{
+	struct document other;
+	int at = listing_find(l, d->id);
+
+	if (at < 0)
+		return false;
+	listing_get(l, at, &other);
+	return document_is_equal(&other, d);
+}
+
+/* A sweep took its time, and what is remembered went on meanwhile. Where that is as it was when the sweep began, the
+ * sweep knows better. */
+static int merge_swept(struct listing *began, struct listing *swept, struct listing *now, struct listing **ret)
+{
+	CLEANUP(listing_release) struct listing *news = NULL;
+	int count = listing_count(now), swept_count = listing_count(swept), gone = 0, old = 0, r;
+	const char **without = calloc((size_t)count + 1, sizeof(*without));
+	const char **not_news = calloc((size_t)swept_count + 1, sizeof(*not_news));
+	struct document d;
+
+	for (int i = 0; without && not_news && i < count; i++) {
+		listing_get(now, i, &d);
+		if (listing_find(swept, d.id) < 0 && holds_equal(began, &d))
+			without[gone++] = d.id;
+	}
+	for (int i = 0; without && not_news && i < swept_count; i++) {
+		listing_get(swept, i, &d);
+		int at = listing_find(now, d.id);
+		struct document is;
+		if (at >= 0)
+			listing_get(now, at, &is);
+		bool is_news = at < 0 ? listing_find(began, d.id) < 0 : holds_equal(began, &is) && !document_is_equal(&is, &d);
+		if (!is_news)
+			not_news[old++] = d.id;
+	}
+	r = without && not_news ? listing_patch(swept, not_news, old, NULL, &news) : -ENOMEM;
+	if (r == 0 && gone == 0 && listing_count(news) == 0)
+		*ret = listing_ref(now);
+	else if (r == 0)
+		r = listing_patch(now, without, gone, news, ret);
+	free(without);
+	free(not_news);
+	return r;
+}
+
+/* What is remembered now when it is newer than the sweep; NULL: it is not. */
+static struct listing *newer_than(struct flight *f)
+{
+	SCOPED_LOCK(&f->cache->lock);
+	const struct remembered *m = table_find(f->cache->listings, f->session_id);
+
+	return m && m->listing && m->number > f->number ? listing_ref(m->listing) : NULL;
+}
+
+/* Makes the sweep's answer one that may be remembered as it is, or sees to that itself. */
+static void sweep_land(struct flight *f, struct listing *began, const struct answer *a)
+{
+	struct cache *c = f->cache;
+	struct listing *now = a->error == 0 && began ? newer_than(f) : NULL;
+
+	if (!now)
+		return;
+	while (now) {
+		CLEANUP(listing_release) struct listing *merged = NULL;
+		struct listing *next = NULL;
+		if (merge_swept(began, a->listing, now, &merged) == 0)
+			next = replace_remembered(c, f->session_id, now, merged);
+		listing_unref(now);
+		now = next;
+	}
+	SCOPED_LOCK(&c->lock);
+	struct remembered *m = table_find(c->listings, f->session_id);
+	if (m)
+		m->walked_ms = f->asked_ms;
+	f->is_forgotten = true; /* it is in what is remembered */
+}
+
+static void flight_run(void *arg);
+
+/* Lock held. Begins a sweep of what was just refreshed, if it is time for one. */
+static void sweep_when_due(struct cache *c, const char *session_id)
+{
+	const struct remembered *m = table_find(c->listings, session_id);
+	const struct call call = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + SWEEP_MS_MAX };
+
+	if (!m || !m->listing || c->sweeps || c->closes || listing_count(m->listing) <= c->self.caps.folder_page ||
+	    c->now_ms() - m->walked_ms < SWEEP_MS + (int64_t)listing_count(m->listing) * SWEEP_DOCUMENT_MS)
+		return;
+	struct flight *f = flight_new(c, FLIGHT_DOCUMENTS, session_id, &call);
+	if (!f)
+		return; /* another time */
+	f->is_sweep = true;
+	f->refs = 1;
+	if (pool_run(c->pool, flight_run, f) < 0)
+		flight_unref(f);
+	else
+		c->sweeps = true;
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *f = arg;
+	struct cache *c = f->cache;
 	CLEANUP(answer_release) struct answer a = { 0 };
+	CLEANUP(listing_release) struct listing *known = NULL;
+	CLEANUP(text_release) char *swept_next = NULL;
+	bool is_sweep = f->is_sweep;
 	struct patch *overtaken_by;
 
 	if (f->kind == FLIGHT_DOCUMENTS)
-		recollect(f->cache, f->session_id);
+		recollect(c, f->session_id);
 	for (int again = 0;; again++) {
-		CLEANUP(listing_release) struct listing *known = flight_prepare(f);
+		known = flight_prepare(f);
 		flight_ask(f, known, &a);
 		if (again >= ASKED_AGAIN_MAX || !flight_has_to_ask_again(f, &a))
 			break;
 		answer_release(&a);
 		a = (struct answer){ 0 };
+		listing_release(&known);
 	}
+	if (is_sweep)
+		sweep_land(f, known, &a);
+	else if (f->kind == FLIGHT_DOCUMENTS && known && a.error == 0)
+		swept_next = strdup(f->session_id); /* the flight ends when it has landed */
 	while ((overtaken_by = flight_land(f, &a))) {
 		for (const struct patch *p = overtaken_by; p; p = p->next) {
 			if (patch_overtaken(p, &a.listing) < 0)
@@ -796,6 +927,11 @@ static void flight_run(void *arg)
 		}
 		patches_free(overtaken_by);
 	}
+	SCOPED_LOCK(&c->lock);
+	if (is_sweep)
+		c->sweeps = false;
+	if (swept_next)
+		sweep_when_due(c, swept_next);
 }
 
 /* Joins the flight for this question or begins one, and waits for it. On success the caller holds *ret, and ends it with

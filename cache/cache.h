@@ -10,6 +10,8 @@
  *   away (FAULT_AWAY, FAULT_BUDGET) what is remembered goes on being served by recall up to `stale`.
  * - Sessions and the list of them are remembered for ttl likewise; all other calls are the inner backend's.
  * - At most listings_max listings and bytes_max bytes of them (estimated); the least lately used goes first.
+ * - A listing of more than one page that goes on being refreshed is asked for in full (call->is_sweep) an hour after it
+ *   last was, or later the larger it is: in the background, one session at a time, waited for by nobody.
  * - With a folder, listings outlive us: what is on the disk for this account is recalled, and known when it is asked for
  *   anew, but never fresh. 404, and what makes us forget (401, 403), hold on the disk as well. An answer during which the
  *   token changed is not kept there.

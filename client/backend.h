@@ -171,6 +171,8 @@ void listing_release(struct listing **l); /* for CLEANUP */
 int listing_count(const struct listing *l);
 /* Fills ret for 0 <= i < count; borrowed until the listing's last unref. */
 void listing_get(const struct listing *l, int i, struct document *ret);
+/* All that is told of them is equal. */
+bool document_is_equal(const struct document *a, const struct document *b);
 /* The index of an id, or -1. */
 int listing_find(const struct listing *l, const char *id);
 int64_t listing_asked_ms(const struct listing *l);      /* clock_now_ms() when the first request for it was sent */

@@ -907,6 +907,29 @@ void listing_get(const struct listing *l, int i, struct document *ret)
 	(void)unpack_record(l->records, (uint32_t)i, ret, &json_at);
 }
 
+static bool is_same_text(const char *a, const char *b)
+{
+	return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+bool document_is_equal(const struct document *a, const struct document *b)
+{
+	bool is = is_same_text(a->id, b->id) && is_same_text(a->filename, b->filename) && is_same_text(a->status, b->status) &&
+		  a->state == b->state && is_same_text(a->sha256, b->sha256) && a->size_bytes == b->size_bytes &&
+		  a->created_ms == b->created_ms && is_same_text(a->mime, b->mime) && is_same_text(a->source, b->source) &&
+		  is_same_text(a->source_url, b->source_url) && is_same_text(a->workspace_id, b->workspace_id) &&
+		  a->pages == b->pages && is_same_text(a->error, b->error) &&
+		  is_same_text(a->parsing.status, b->parsing.status) && is_same_text(a->parsing.version, b->parsing.version) &&
+		  is_same_text(a->parsing.config, b->parsing.config) && a->parsing.updated_ms == b->parsing.updated_ms;
+
+	for (size_t i = 0; is && i < sizeof(a->extra) / sizeof(a->extra[0]); i++) {
+		is = is_same_text(a->extra[i][0], b->extra[i][0]) && is_same_text(a->extra[i][1], b->extra[i][1]);
+		if (!a->extra[i][0])
+			break;
+	}
+	return is;
+}
+
 int listing_find(const struct listing *l, const char *id)
 {
 	return (int)records_find(l->records, id);

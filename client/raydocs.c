@@ -1127,18 +1127,6 @@ static int walk_run(struct walk *w, struct listing **ret)
 	return listing_builder_finish(given, asked_ms, as_of_wall_ms, ret);
 }
 
-static bool documents_are_equal(const struct document *a, const struct document *b)
-{
-	return strcmp(a->id, b->id) == 0 && text_is_equal(a->filename, b->filename) &&
-	       text_is_equal(a->status, b->status) && text_is_equal(a->sha256, b->sha256) &&
-	       a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && text_is_equal(a->mime, b->mime) &&
-	       text_is_equal(a->source, b->source) && text_is_equal(a->source_url, b->source_url) &&
-	       text_is_equal(a->workspace_id, b->workspace_id) && a->pages == b->pages &&
-	       text_is_equal(a->error, b->error) && text_is_equal(a->parsing.status, b->parsing.status) &&
-	       text_is_equal(a->parsing.version, b->parsing.version) &&
-	       text_is_equal(a->parsing.config, b->parsing.config) && a->parsing.updated_ms == b->parsing.updated_ms;
-}
-
 /* The same documents in the same condition; in any order if the order does not matter. */
 static bool listings_are_equal(const struct listing *a, const struct listing *b, bool in_order)
 {
@@ -1154,7 +1142,7 @@ static bool listings_are_equal(const struct listing *a, const struct listing *b,
 		if (at < 0)
 			return false;
 		listing_get(b, at, &other);
-		if (!documents_are_equal(&one, &other))
+		if (!document_is_equal(&one, &other))
 			return false;
 	}
 	return true;
@@ -1322,7 +1310,7 @@ static int take_document(struct update *u, const cJSON *item)
 	}
 	if (at >= 0)
 		listing_get(u->known, at, &before);
-	if (at >= 0 && !was_needed && documents_are_equal(&before, &doc))
+	if (at >= 0 && !was_needed && document_is_equal(&before, &doc))
 		return 0;
 	int count = listing_builder_count(u->found);
 	r = add_document(u->found, item, true);

@@ -604,7 +604,7 @@ static int fake_list_documents(struct backend *b, struct call *call, const char 
 	CLEANUP(listing_release) struct listing *found = NULL;
 	CLEANUP(session_release) struct session session = { 0 };
 	int64_t asked_ms = clock_now_ms();
-	int r = run_begin(&run, b, call, FAKE_LIST_DOCUMENTS);
+	int r = run_begin(&run, b, call, call->is_sweep ? FAKE_SWEEP : FAKE_LIST_DOCUMENTS);
 
 	run.f->known_calls += known != NULL;
 	if (r == 0) {

@@ -32,6 +32,7 @@ enum fake_op {
 	FAKE_UPLOAD_STORE,
 	FAKE_UPLOAD_ATTACH,
 	FAKE_UPLOAD_FIND,
+	FAKE_SWEEP, /* FAKE_LIST_DOCUMENTS with call->is_sweep */
 	FAKE_OP_COUNT,
 };
 

@@ -901,6 +901,102 @@ static void all_else_is_the_inner_backends(void **state)
 	set_down(&s);
 }
 
+/* ---- sweeps -------------------------------------------------------------------------------------------------- */
+
+#define HOUR_MS 3600000
+
+/* 20 documents: more than a page. */
+static struct setting set_up_large(void)
+{
+	struct setting s = set_up();
+
+	fake_add_documents(s.fake, "s1", "large-%d.pdf", 20);
+	assert_int_equal(list(&s, "s1"), 21);
+	return s;
+}
+
+static bool wait_for_sweeps(const struct setting *s, int count)
+{
+	for (int i = 0; i < 1000 && fake_calls(s->fake, FAKE_SWEEP) < count; i++)
+		(void)usleep(5000);
+	return fake_calls(s->fake, FAKE_SWEEP) == count;
+}
+
+static void a_listing_in_use_is_swept_an_hour_after_it_was_last_asked_for_in_full(void **state)
+{
+	struct setting s = set_up_large();
+
+	for (int i = 0; i < 3; i++) {
+		turn(TTL_MS + 1);
+		assert_int_equal(list(&s, "s1"), 21);
+	}
+	assert_int_equal(fake_calls(s.fake, FAKE_SWEEP), 0);
+	turn(HOUR_MS + 60000);
+	assert_int_equal(fake_calls(s.fake, FAKE_SWEEP), 0); /* not in use */
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(wait_for_sweeps(&s, 1));
+	turn(TTL_MS + 1);
+	assert_int_equal(list(&s, "s1"), 21);
+	turn(TTL_MS + 1);
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(wait_for_sweeps(&s, 1)); /* and not again so soon */
+	set_down(&s);
+}
+
+static void one_page_is_never_swept(void **state)
+{
+	struct setting s = set_up();
+
+	assert_int_equal(list(&s, "s1"), 1);
+	turn(10 * HOUR_MS);
+	assert_int_equal(list(&s, "s1"), 1);
+	(void)usleep(20000);
+	assert_int_equal(fake_calls(s.fake, FAKE_SWEEP), 0);
+	set_down(&s);
+}
+
+static void what_was_refreshed_and_written_during_a_sweep_stays(void **state)
+{
+	struct setting s = set_up_large();
+	const char *mine = spare(&s, "mine");
+	const char *seen = fake_document_with(s.fake, "s1", "one", 0);
+	CLEANUP(listing_release) struct listing *l = NULL;
+	struct document d;
+
+	fake_hold(s.fake, FAKE_SWEEP, HOLD_AFTER); /* it has seen things as they are now */
+	turn(2 * HOUR_MS);
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(fake_wait_held(s.fake, FAKE_SWEEP, 1));
+	/* Nobody waits for it, or joins it in the background either. */
+	const char *theirs = fake_add_document(s.fake, "s1", "theirs.pdf", "theirs");
+	fake_set_status(s.fake, seen, "failed", STATE_FAILED, NULL);
+	turn(TTL_MS + 1);
+	assert_int_equal(list(&s, "s1"), 22);
+	assert_int_equal(attach(&s, "s1", mine), 0);
+	assert_int_equal(recall(&s, "s1", TTL_MS), 23);
+	fake_let_go(s.fake, FAKE_SWEEP);
+	for (int i = 0; i < 200; i++) { /* whenever it lands */
+		assert_int_equal(recall(&s, "s1", TTL_MS), 23);
+		(void)usleep(1000);
+	}
+	assert_int_equal(backend_recall_documents(s.cache, "s1", TTL_MS, &l), 0);
+	assert_true(listing_find(l, mine) >= 0 && listing_find(l, theirs) >= 0);
+	listing_get(l, listing_find(l, seen), &d);
+	assert_string_equal(d.status, "failed");
+	set_down(&s);
+}
+
+static void closing_ends_a_sweep(void **state)
+{
+	struct setting s = set_up_large();
+
+	fake_hold(s.fake, FAKE_SWEEP, HOLD_BEFORE);
+	turn(2 * HOUR_MS);
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(fake_wait_held(s.fake, FAKE_SWEEP, 1));
+	set_down(&s);
+}
+
 /* ---- the disk ------------------------------------------------------------------------------------------------ */
 
 static const char me[] = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -1236,6 +1332,10 @@ int main(void)
 		cmocka_unit_test(what_is_forgotten_on_request_is_not_recalled_from_the_disk),
 		cmocka_unit_test(more_listings_than_memory_holds_are_on_the_disk),
 		cmocka_unit_test(a_folder_that_cant_be_used_costs_memory_nothing),
+		cmocka_unit_test(a_listing_in_use_is_swept_an_hour_after_it_was_last_asked_for_in_full),
+		cmocka_unit_test(one_page_is_never_swept),
+		cmocka_unit_test(what_was_refreshed_and_written_during_a_sweep_stays),
+		cmocka_unit_test(closing_ends_a_sweep),
 		cmocka_unit_test(after_any_muddle_memory_tells_the_truth),
 	};
 

@@ -122,8 +122,10 @@ int local_save(struct mount *m, struct entry *e)
 	r = queue_put(m->queue, &item);
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_wanted = e->local && e->is_shown; /* it may have been removed meanwhile */
-	if (is_wanted)
+	if (is_wanted) {
 		e->local->has_row = r == 0;
+		e->local->saved_wall_ms = item.queued_wall_ms;
+	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!is_wanted)
 		(void)queue_remove(m->queue, item.ino);
@@ -242,6 +244,37 @@ void local_drop(struct mount *m, struct entry *e)
 	e->folder->local_count--;
 	drop_later(m, e);
 	folder_hide_entry(&m->tree, e, false);
+}
+
+int64_t local_expire(struct mount *m)
+{
+	int64_t now = clock_wall_ms(), next_ms = SCRATCH_LIFE_MS;
+	SCOPED_LOCK(&m->rows_lock); /* nobody begins to send one meanwhile */
+	SCOPED_LOCK(&m->tree.lock);
+
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
+		struct entry *e, *due = NULL;
+		do {
+			due = NULL;
+			for (size_t at = 0; f->local_count > 0 && !due && (e = index_next(&f->names, &at));) {
+				const struct local *l = e->local;
+				if (!l || l->kind != FILE_SCRATCH || !l->has_row || l->handles > 0 || l->pins > 0 || l->is_submitted ||
+				    l->is_held_back || l->counted_out || !name_is_scratch(m->rules, e->name))
+					continue;
+				int64_t left_ms = l->saved_wall_ms + SCRATCH_LIFE_MS - now;
+				if (left_ms <= 0)
+					due = e;
+				else if (left_ms < next_ms)
+					next_ms = left_ms;
+			}
+			if (due) {
+				log_info("spool: scratch file '%s' was last written a week ago and goes", due->name);
+				notice_entry(m, f, due->name);
+				local_drop(m, due);
+			}
+		} while (due);
+	}
+	return next_ms;
 }
 
 void local_free_if_done(struct entry *e)
@@ -1292,6 +1325,7 @@ static void load_item(void *arg, const struct queue_item *item)
 	l->spool = s;
 	l->kind = item->kind;
 	l->has_row = true;
+	l->saved_wall_ms = item->queued_wall_ms;
 	l->is_submitted = item->kind == FILE_PENDING;
 	l->mtime_ns = item->mtime_ns;
 	l->words = item->words ? strdup(item->words) : NULL;

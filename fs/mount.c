@@ -21,6 +21,7 @@
 #define START_WAIT_MS 10000
 #define DRAIN_MS 30000
 #define TRANSFERS_MAX 6
+#define EXPIRE_MS_MAX (6 * 60 * 60 * 1000)
 #define SENTENCE_BYTES_MAX 1024
 #define FACT_ANSWERED "answered"
 
@@ -255,6 +256,16 @@ static void remember_answer(struct mount *m)
 	(void)state_set(m->state, FACT_ANSWERED, text); /* else the sentence is vaguer */
 }
 
+static void expire_job(void *arg)
+{
+	struct mount *m = arg;
+	int64_t next_ms = local_expire(m);
+
+	if (next_ms > EXPIRE_MS_MAX)
+		next_ms = EXPIRE_MS_MAX;
+	(void)pool_run_later(m->disk, next_ms, expire_job, NULL, m); /* without memory the next start does it */
+}
+
 static void *start_check(void *arg)
 {
 	struct mount *m = arg;
@@ -446,6 +457,7 @@ int mount_loop(struct mount *m, void (*verified)(void *arg, int error, const cha
 	fuse_loop_cfg_set_idle_threads(config, 16);
 	m->verified = verified;
 	m->verified_arg = arg;
+	(void)pool_run_later(m->disk, 1000, expire_job, NULL, m);
 	int r = watch_begin(&signals, m);
 	is_watching = r == 0;
 	if (is_watching) {

@@ -162,6 +162,8 @@ bool local_wants_sending(struct mount *m, const struct entry *e);
 void local_save_later(struct mount *m, struct entry *e);
 /* The same now, with its bytes synced (fsync). Worker threads; tree.lock not held. */
 int local_save(struct mount *m, struct entry *e);
+/* Scratch files that were last written a week ago go. How long until the next of them does. tree.lock not held. */
+int64_t local_expire(struct mount *m);
 /* Every local file that has no row yet gets one: the mount ends. tree.lock not held. */
 void local_save_all(struct mount *m);
 /* May a file of this name be made here? 0 or -errno; a refusal is said in the log and in refused.txt. tree.lock held. */

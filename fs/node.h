@@ -57,6 +57,7 @@ struct local {
 	uint64_t sent_spool_id;
 	char *home_name;         /* of a failed file: what it was called in its session; owned */
 	int64_t mtime_ns;
+	int64_t saved_wall_ms;   /* clock_wall_ms() when its row was written last */
 	int64_t closed_ms;       /* clock_now_ms() of the last close, 0: open */
 	int verdict;             /* of the last version sent: 0, or -errno */
 	bool has_verdict;

@@ -4,7 +4,9 @@ options in the file, with -o and from fstab."""
 import os
 import shutil
 import signal
+import sqlite3
 import stat
+import time
 
 from harness import (SESSIONFS, SLACK, TOKEN, MountCase, begin, environment, finish, main, mounts_under, needs, paper_bytes,
                      processes_of, read, run, sha256_of, wait_for, write)
@@ -206,6 +208,31 @@ class Background(Start):
         self.mount.process.send_signal(signal.SIGINT)
         self.assertEqual(0, self.mount.process.wait(20 * SLACK))
         self.assertEqual([], mounts_under(self.mount.path))
+
+
+class Scratch(Start):
+    def test_a_scratch_file_goes_a_week_after_its_last_write_also_while_the_mount_lives(self):
+        self.setting()
+        self.mount.start().names_seen(1)
+        inside = os.path.join(self.mount.path, "Q1")
+        for name in ("old.tmp", "young.tmp"):
+            write(os.path.join(inside, name), b"half a file")
+        os.sync()
+        wait_for(lambda: len(os.listdir(inside)) == 2, 10, "both are there")
+        self.assertEqual(0, self.mount.stop())
+        db = sqlite3.connect(os.path.join(self.mount.options["state_dir"], "state.db"))
+        row = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%queued_wall_ms%'").fetchone()
+        old = (time.time() - 7 * 24 * 3600 + 3 * SLACK) * 1000  # what the program sees of it: a week, but for a few seconds
+        self.assertEqual(1, db.execute("UPDATE %s SET queued_wall_ms = ? WHERE name = 'old.tmp'" % row[0], (int(old),)).rowcount)
+        db.commit()
+        db.close()
+        self.mount.start().names_seen(1)
+        self.assertEqual(["old.tmp", "young.tmp"], sorted(os.listdir(inside)))
+        wait_for(lambda: os.listdir(inside) == ["young.tmp"], 20, "the old one has gone")
+        self.assertFalse(os.path.exists(os.path.join(inside, "old.tmp")))
+        self.assertEqual(0, self.mount.stop())
+        self.mount.start().names_seen(1)
+        self.assertEqual(["young.tmp"], os.listdir(inside))
 
 
 class WaysToSayIt(Start):

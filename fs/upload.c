@@ -51,6 +51,8 @@ enum {
 	LINK_LIFETIME_MS = 4 * 60 * 1000, /* a signed link older than this is not tried */
 	FINAL_TRIES = 10,
 	CLAIMS_MAX = 256, /* of documents lately made, where equal bytes make two */
+	AHEAD_MAX = 16,   /* links for files that are still being written */
+	AHEAD_WAIT_MS = 2000,
 };
 static const int64_t DAY_MS = INT64_C(24) * 3600 * 1000;
 
@@ -192,6 +194,18 @@ struct claim {
 	char sha256[65];
 };
 
+/* A signed link for a file that is still being written. */
+struct ahead {
+	struct uploads *uploads; /* these are set once */
+	uint64_t ino;
+	char *session_id, *name;
+	struct transfer transfer;
+	/* uploads->lock guards the rest. */
+	bool is_asking, is_unwanted;
+	char *ticket;
+	int64_t ticket_wall_ms;
+};
+
 struct uploads {
 	struct uploads_config config; /* these are set once; its texts are copies */
 	const struct backend_caps *caps;
@@ -212,6 +226,7 @@ struct uploads {
 	uint32_t random;
 	struct claim claims[CLAIMS_MAX]; /* a ring */
 	int next_claim;
+	struct ahead *aheads[AHEAD_MAX];
 
 	bool account_is_held;
 	int64_t account_probe_ms, probe_last_ms;
@@ -1423,11 +1438,163 @@ static void call_begin(struct job *j, struct call *call, struct transfer *transf
 	progress_begin(j, transfer);
 }
 
+/* ---- links asked for ahead --------------------------------------------------------------------------------- */
+
+static const char *suffix_of(const char *name)
+{
+	const char *dot = strrchr(name, '.');
+
+	return dot && dot != name ? dot : "";
+}
+
+static void ahead_free(struct ahead *a)
+{
+	if (!a)
+		return;
+	free(a->session_id);
+	free(a->name);
+	free(a->ticket);
+	free(a);
+}
+
+static struct ahead **ahead_find(struct uploads *u, uint64_t ino)
+{
+	for (int i = 0; i < AHEAD_MAX; i++) {
+		if (u->aheads[i] && u->aheads[i]->ino == ino)
+			return &u->aheads[i];
+	}
+	return NULL;
+}
+
+/* Nobody uses it: freed now, or by the worker that asks. */
+static void ahead_drop(struct ahead **at)
+{
+	if (!at)
+		return;
+	if ((*at)->is_asking) {
+		(*at)->is_unwanted = true;
+		atomic_store(&(*at)->transfer.cancelled, true);
+	} else {
+		ahead_free(*at);
+	}
+	*at = NULL;
+}
+
+/* A place for one more: an empty one, or that of the oldest which is not being asked for. */
+static struct ahead **ahead_room(struct uploads *u)
+{
+	struct ahead **oldest = NULL;
+
+	for (int i = 0; i < AHEAD_MAX; i++) {
+		struct ahead **at = &u->aheads[i];
+		if (!*at)
+			return at;
+		if (!(*at)->is_asking && (!oldest || (*at)->ticket_wall_ms < (*oldest)->ticket_wall_ms))
+			oldest = at;
+	}
+	ahead_drop(oldest);
+	return oldest;
+}
+
+/* Whatever goes wrong here is nobody's failure: the link is asked for once more when the file is complete. */
+static void ahead_ask(void *arg)
+{
+	struct ahead *a = arg;
+	struct uploads *u = a->uploads;
+	struct call call = { .urgency = URGENCY_BACKGROUND,
+			     .deadline_ms = clock_now_ms() + AHEAD_WAIT_MS,
+			     .transfer = &a->transfer };
+	struct upload up = { .session_id = a->session_id, .name = a->name, .sha256 = "", .fd = -1 };
+
+	int r = backend_upload_sign(u->config.backend, &call, &up);
+	pthread_mutex_lock(&u->lock);
+	a->is_asking = false;
+	if (r == 0 && !a->is_unwanted) {
+		a->ticket = up.ticket;
+		a->ticket_wall_ms = up.ticket_wall_ms;
+		up.ticket = NULL;
+	}
+	free(up.ticket);
+	if (a->is_unwanted)
+		ahead_free(a);
+	else if (r < 0)
+		ahead_drop(ahead_find(u, a->ino));
+	u->transfers--;
+	u->busy--;
+	pthread_cond_broadcast(&u->changed);
+	dispatch(u);
+	pthread_mutex_unlock(&u->lock);
+}
+
+void uploads_sign_ahead(struct uploads *u, uint64_t ino, const char *session_id, const char *name)
+{
+	SCOPED_LOCK(&u->lock);
+	const struct line *l = index_find(&u->lines, index_hash_text(session_id), line_is, session_id);
+	/* A failing service, or one that has enough to do, is not asked for what may not be needed. */
+	if (is_blocked(u) || u->failures > 0 || u->is_draining || u->is_stopping || (l && l->is_gone) ||
+	    u->transfers + 1 >= u->config.transfers_max || job_find(u, ino) || ahead_find(u, ino))
+		return;
+	struct ahead **at = ahead_room(u), *a = at ? calloc(1, sizeof(*a)) : NULL;
+	if (!a)
+		return;
+	*a = (struct ahead){
+		.uploads = u, .ino = ino, .session_id = strdup(session_id), .name = strdup(name), .is_asking = true
+	};
+	if (!a->session_id || !a->name || pool_run(u->workers, ahead_ask, a) < 0) {
+		ahead_free(a);
+		return;
+	}
+	*at = a;
+	u->transfers++;
+	u->busy++;
+}
+
+/* The link that was asked for while the file was written, if it will do: it is the job's then. One that is on its way is
+ * waited for; one that still waits for its place is not, and is not sent. Gives the lock up. */
+static bool ahead_take(struct uploads *u, struct job *j)
+{
+	int64_t until_ms = clock_now_ms() + AHEAD_WAIT_MS;
+	struct ahead **at;
+
+	while ((at = ahead_find(u, j->item.ino)) && (*at)->is_asking && !u->is_drained &&
+	       !atomic_load(&(*at)->transfer.waits_for_place) && clock_now_ms() < until_ms) {
+		struct timespec t;
+		(void)clock_gettime(CLOCK_MONOTONIC, &t); /* can't fail for this clock */
+		t.tv_nsec += 20 * 1000000;                /* it may get into the limiter's line yet, and nobody says so */
+		t.tv_sec += t.tv_nsec / 1000000000;
+		t.tv_nsec %= 1000000000;
+		(void)pthread_cond_timedwait(&u->changed, &u->lock, &t);
+	}
+	const struct ahead *a = at ? *at : NULL;
+	bool will_do = a && !a->is_asking && worker_has(j) && !j->restarts && j->item.step == UPLOAD_SPOOLED &&
+		       strcmp(a->session_id, j->item.session_id) == 0 &&
+		       strcasecmp(suffix_of(a->name), suffix_of(j->item.name)) == 0;
+	if (will_do) {
+		struct queue_item link = { .step = UPLOAD_SIGNED, .ticket_wall_ms = a->ticket_wall_ms };
+		will_do = !ticket_was_old(u, &link, 0);
+	}
+	if (will_do) {
+		free(j->item.ticket);
+		j->item.ticket = (*at)->ticket;
+		j->item.ticket_wall_ms = (*at)->ticket_wall_ms;
+		j->item.step = UPLOAD_SIGNED;
+		j->version++;
+		(*at)->ticket = NULL;
+	}
+	ahead_drop(at);
+	return will_do;
+}
+
+/* ---- workers: sign and send, continued ----------------------------------------------------------------------- */
+
 static void work_sign(struct uploads *u, struct job *j)
 {
 	CLEANUP(errand_release) struct errand e = { 0 };
 	struct transfer transfer;
 	struct call call;
+
+	if (ahead_take(u, j) || !worker_has(j))
+		return;
 	int r = errand_fill(&e, j);
 
 	if (r < 0) {
@@ -2439,6 +2606,10 @@ static void cancel_calls(struct uploads *u)
 				atomic_store(&j->watch->cancelled, true);
 		}
 	}
+	for (int i = 0; i < AHEAD_MAX; i++) {
+		if (u->aheads[i])
+			atomic_store(&u->aheads[i]->transfer.cancelled, true);
+	}
 }
 
 /* Until nobody works any more, or until the time is up. */
@@ -2504,6 +2675,8 @@ void uploads_free(struct uploads *u)
 		free(u->claims[i].session_id);
 		free(u->claims[i].document_id);
 	}
+	for (int i = 0; i < AHEAD_MAX; i++)
+		ahead_free(u->aheads[i]);
 	free((char *)u->config.spool_dir); /* our copies */
 	free((char *)u->config.account);
 	free(u);
@@ -2722,6 +2895,7 @@ int uploads_cancel(struct uploads *u, uint64_t ino, bool keep)
 	struct job *j;
 	int r = -ENOENT;
 
+	ahead_drop(ahead_find(u, ino));
 	/* Whoever writes the row is waited for, and may have changed everything. */
 	while ((j = job_find(u, ino)) && j->is_writing) {
 		j->refs++;
@@ -2759,13 +2933,6 @@ int uploads_cancel(struct uploads *u, uint64_t ino, bool keep)
 	}
 	pthread_mutex_unlock(&u->lock);
 	return r;
-}
-
-static const char *suffix_of(const char *name)
-{
-	const char *dot = strrchr(name, '.');
-
-	return dot && dot != name ? dot : "";
 }
 
 /* Puts the job into another session's line. */

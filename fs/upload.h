@@ -87,6 +87,11 @@ struct uploads_config {
 
 int uploads_new(const struct uploads_config *config, struct uploads **ret);
 
+/* A file that is still being written will be large: asks for leave to send it, if that costs nobody a place in line, so
+ * that its submitting need not. Used when the file is submitted in time under a name of the same type; has no effect
+ * otherwise, whatever comes of it. uploads_cancel() forgets it. Does not block. */
+void uploads_sign_ahead(struct uploads *u, uint64_t ino, const char *session_id, const char *name);
+
 /* Begins (or takes up again) a file: writes its row, then works on it. somebody_waits: a close is waiting (URGENCY
  * and the UPLOAD_WAITING event apply). The item's spool must be synced and frozen. A file already there under this
  * ino is replaced: the old attempt must have been canceled, or have had its last event (-EBUSY). not_before_ms

@@ -499,6 +499,114 @@ static void a_neighbour_that_is_told_to_ask_again_does_so_without_the_guilty(voi
 	rig_end();
 }
 
+/* ---- links asked for ahead --------------------------------------------------------------------------------- */
+
+static void wait_calls(enum fake_op op, int count)
+{
+	for (int n = 0; fake_calls(rig.backend, op) < count; n++) {
+		assert_true(n < 5000);
+		nap(1);
+	}
+}
+
+static void a_link_asked_for_ahead_is_the_one_that_is_used(void **state)
+{
+	rig_begin();
+	uploads_sign_ahead(rig.uploads, 1, "s1", "a.pdf");
+	uploads_sign_ahead(rig.uploads, 1, "s1", "a.pdf"); /* once is enough */
+	wait_calls(FAKE_UPLOAD_SIGN, 1);
+	send_file(1, "a.pdf", "hello", true);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_calls_total(rig.backend), 3);
+	rig_end();
+}
+
+static void a_link_that_is_on_its_way_is_waited_for(void **state)
+{
+	rig_begin();
+	fake_hold(rig.backend, FAKE_UPLOAD_SIGN, HOLD_BEFORE);
+	uploads_sign_ahead(rig.uploads, 1, "s1", "a.pdf");
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_SIGN, 1));
+	send_file(1, "a.pdf", "hello", true);
+	nap(50);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 1);
+	fake_let_go(rig.backend, FAKE_UPLOAD_SIGN);
+	(void)wait_told(1, UPLOAD_DONE);
+	assert_int_equal(fake_calls_total(rig.backend), 3);
+	rig_end();
+}
+
+/* What will not do, or did not come, has no effect but one request. */
+static void a_link_that_will_not_do_is_thrown_away(void **state)
+{
+	enum { OTHER_TYPE, OTHER_SESSION, TOO_OLD, FAILED, FORGOTTEN, WAYS };
+
+	for (int way = 0; way < WAYS; way++) {
+		struct backend_caps caps = fake_caps();
+		if (way == TOO_OLD)
+			caps.key_lifetime_ms = 150;
+		rig_begin_with(&caps, 60000);
+		if (way == FAILED)
+			fake_fail(rig.backend, FAKE_UPLOAD_SIGN, 1, &away);
+		uploads_sign_ahead(rig.uploads, 1, way == OTHER_SESSION ? "s2" : "s1", way == OTHER_TYPE ? "a.png" : "a.pdf");
+		wait_calls(FAKE_UPLOAD_SIGN, 1);
+		if (way == TOO_OLD)
+			nap(200);
+		else
+			nap(20);
+		if (way == FORGOTTEN)
+			assert_int_equal(uploads_cancel(rig.uploads, 1, false), -ENOENT);
+		send_file(1, "a.pdf", "hello", true);
+		(void)wait_told(1, UPLOAD_DONE);
+		assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 2);
+		assert_int_equal(fake_calls_total(rig.backend), 4);
+		assert_int_equal(fake_document_count(rig.backend, "s1"), 1);
+		assert_false(was_told(1, UPLOAD_WAITING));
+		rig_end();
+	}
+}
+
+static void nothing_is_asked_ahead_of_people_or_of_a_failing_service(void **state)
+{
+	rig_begin();
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
+	send_files(10, 3, false); /* all places but the one for people */
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 3));
+	uploads_sign_ahead(rig.uploads, 1, "s1", "a.pdf");
+	nap(30);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 3);
+	fake_let_go(rig.backend, FAKE_UPLOAD_STORE);
+	wait_all_done(10, 3);
+	fake_fail(rig.backend, FAKE_UPLOAD_SIGN, -1, &(struct fake_fault){ .kind = FAULT_ACCOUNT, .http_status = 401 });
+	send_file(20, "b.pdf", "other", true);
+	(void)wait_told(20, UPLOAD_WAITING);
+	fake_count_anew(rig.backend);
+	uploads_sign_ahead(rig.uploads, 1, "s1", "a.pdf");
+	nap(30);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 0);
+	rig_end();
+}
+
+static void many_links_ahead_that_nobody_uses_take_bounded_room(void **state)
+{
+	rig_begin();
+	for (int i = 0; i < 100; i++) {
+		int before = fake_calls(rig.backend, FAKE_UPLOAD_SIGN);
+		for (int n = 0; fake_calls(rig.backend, FAKE_UPLOAD_SIGN) == before; n++) {
+			assert_true(n < 1000);
+			uploads_sign_ahead(rig.uploads, 100 + (uint64_t)i, "s1", "a.pdf");
+			nap(1);
+		}
+	}
+	send_file(199, "z.pdf", "hello", true); /* the newest is there yet */
+	(void)wait_told(199, UPLOAD_DONE);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 100);
+	send_file(100, "a.pdf", "world", true); /* the oldest is not */
+	(void)wait_told(100, UPLOAD_DONE);
+	assert_int_equal(fake_calls(rig.backend, FAKE_UPLOAD_SIGN), 101);
+	rig_end();
+}
+
 /* ---- shortcuts --------------------------------------------------------------------------------------------- */
 
 static void known_bytes_are_attached_by_id_alone(void **state)
@@ -1506,6 +1614,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(transfers_run_beside_each_other_and_leave_a_place_for_people),
 		cmocka_unit_test(a_refused_batch_is_taken_apart),
 		cmocka_unit_test(a_neighbour_that_is_told_to_ask_again_does_so_without_the_guilty),
+		cmocka_unit_test(a_link_asked_for_ahead_is_the_one_that_is_used),
+		cmocka_unit_test(a_link_that_is_on_its_way_is_waited_for),
+		cmocka_unit_test(a_link_that_will_not_do_is_thrown_away),
+		cmocka_unit_test(nothing_is_asked_ahead_of_people_or_of_a_failing_service),
+		cmocka_unit_test(many_links_ahead_that_nobody_uses_take_bounded_room),
 		cmocka_unit_test(known_bytes_are_attached_by_id_alone),
 		cmocka_unit_test(a_shortcut_that_is_refused_is_forgotten),
 		cmocka_unit_test(one_bad_shortcut_does_not_spoil_the_others),

@@ -1,4 +1,30 @@
-/* client/rossum.c against the sandbox, whose switches are the places where the service's public sources disagree. */
+/* client/rossum.c against the sandbox, whose switches are the places where the service's public sources disagree.
+ *
+ * The service's own page on uploads, and what holds each of its sentences: a test here, in sandbox/test_rossum_sandbox.c (s:)
+ * or in mount/test_rossum.py (m:).
+ *
+ *   The upload object
+ *     it has creator, created_at, email, organization      m: what_is_known_of_an_upload_is_in_its_attributes...
+ *     documents; additional_documents, which may be null   each_dialect_of_a_task_is_understood, m: what_a_hook_adds_shows...
+ *     annotations, which may be null                       each_dialect_of_a_task_is_understood
+ *     basic authentication works for creating one          a_throttled_login_stops_no_upload
+ *   Create
+ *     into the queue of the query                          the_same_file_goes_into_two_queues_in_spite_of_a_retry
+ *     it starts as importing                               an_upload_costs_few_requests
+ *     several files may be sent (we send one: by decision) an_upload_costs_few_requests
+ *     40 MB in all                                         what_is_too_large_is_not_sent, m: the_limit_of_forty_million_bytes...
+ *     names are UTF-8                                      a_name_arrives_as_it_is
+ *     as multipart, or as the body                         a_name_arrives_as_it_is (both forms)
+ *     the name is that of the form's field                 a_name_arrives_as_it_is
+ *     metadata becomes the annotation's                    metadata_and_values_go_along
+ *     values initialise fields, as upload:NAME             metadata_and_values_go_along, values_of_a_queue_overrule_those_of_all
+ *     the answer is a task's address, later the upload's   each_dialect_of_a_task_is_understood
+ *   Create with a name
+ *     the name in the path counts for a body alone         a_name_arrives_as_it_is (raw), m: the_raw_form_sends_the_bytes_alone...
+ *   Retrieve
+ *     by the id the task names                             a_way_followed_half_is_taken_up_by_another_process
+ *     a task that failed has its words                     each_refusal_has_its_kind_and_its_words
+ *   Codes: 400 401 403 404 409 413 429 500 502 503 504     each_code_of_the_upload_page_means_what_it_says */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -919,6 +945,87 @@ static void each_refusal_has_its_kind_and_its_words(void **state)
 	}
 }
 
+static void each_code_of_the_upload_page_means_what_it_says(void **state)
+{
+	struct place *p = *state;
+	static const struct {
+		int status;
+		enum fault_kind kind;
+		int error;
+		bool may_have_happened;
+	} cases[] = {
+		{ 400, FAULT_INVALID, -EINVAL, false },  { 401, FAULT_ACCOUNT, -EACCES, false },
+		{ 403, FAULT_FORBIDDEN, -EACCES, false }, { 404, FAULT_GONE, -ENOENT, false },
+		{ 409, FAULT_CONFLICT, -EBUSY, false },  { 413, FAULT_TOO_LARGE, -EFBIG, false },
+		{ 429, FAULT_BUDGET, -EAGAIN, false },   { 500, FAULT_AWAY, -EIO, true },
+		{ 502, FAULT_AWAY, -EIO, true },         { 503, FAULT_AWAY, -EIO, true },
+		{ 504, FAULT_AWAY, -EIO, true },
+	};
+
+	for (size_t i = 0; i < COUNT(cases); i++) {
+		struct file file;
+		char rule[300];
+
+		reopen(p); /* what one of them leaves behind is not the next one's */
+		snprintf(rule, sizeof(rule),
+			 "{\"route\":\"rossum_upload\",\"times\":0,\"action\":\"status\",\"status\":%d,\"body\":{\"detail\":\"Said %d.\","
+			 "\"code\":\"word\"}}",
+			 cases[i].status, cases[i].status);
+		assert_int_equal(sandbox_fault(p->box, rule), 0);
+		file_make(&file, "a.pdf", "x");
+		assert_int_equal(backend_upload_sign(p->b, call_of(p), &file.u), 0);
+		struct call *call = call_of(p);
+		call->deadline_ms = clock_now_ms() + 1500;
+		int r = backend_upload_store(p->b, call, &file.u);
+		const struct fault *f = &call->fault;
+		if (r != cases[i].error || f->kind != cases[i].kind || f->may_have_happened != cases[i].may_have_happened)
+			fail_msg("%d: %d, kind %d, %d, %s", cases[i].status, r, (int)f->kind, f->may_have_happened, f->words);
+		snprintf(rule, sizeof(rule), "Said %d.", cases[i].status);
+		if (cases[i].status != 429 && !strstr(f->words, rule))
+			fail_msg("%d: %s", cases[i].status, f->words);
+		assert_int_equal(file.u.step, UPLOAD_SIGNED);
+		control(p, "/faults/clear", "{}");
+		file_end(&file);
+	}
+	/* It was never sent twice on its own account, whatever was said. */
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	assert_int_equal(listing_count(l), 0);
+}
+
+static void values_of_a_queue_overrule_those_of_all(void **state)
+{
+	struct place *p = *state;
+	static const char *const given[][2] = { { "values", "currency:eur" },
+						{ "values", "unit:a/b:c" },
+						{ "values", "Invoices/currency:usd" },
+						{ "values", "9/currency:czk" },
+						{ "values", "9/only:here" } };
+	static const struct {
+		const char *queue, *values;
+	} cases[] = {
+		{ "8199", "\"values\":{\"upload:unit\":\"a/b:c\",\"upload:currency\":\"usd\"}" },
+		{ "9", "\"values\":{\"upload:unit\":\"a/b:c\",\"upload:currency\":\"czk\",\"upload:only\":\"here\"}" },
+		{ "10", "\"values\":{\"upload:currency\":\"eur\",\"upload:unit\":\"a/b:c\"}" },
+	};
+
+	control(p, "/rossum/queue", "{\"id\":9,\"name\":\"Other\",\"workspace\":70}");
+	control(p, "/rossum/queue", "{\"id\":10,\"name\":\"Third\",\"workspace\":70}");
+	memcpy(p->options, given, sizeof(given));
+	reopen(p);
+	for (size_t i = 0; i < COUNT(cases); i++) {
+		struct file file;
+
+		file_make(&file, "a.pdf", cases[i].queue);
+		file.u.session_id = cases[i].queue;
+		file_upload(p, &file);
+		CLEANUP(text_release) char *all = state_of_service(p);
+		if (!strstr(all, cases[i].values))
+			fail_msg("queue %s: %s", cases[i].queue, all);
+		file_end(&file);
+	}
+	assert_in_range(sandbox_count(p->box, "rossum_queue"), 1, 3); /* a name is asked for once */
+}
+
 static void a_failed_import_is_a_refusal(void **state)
 {
 	struct place *p = *state;
@@ -1350,6 +1457,57 @@ static void a_listed_document_is_read_in_one_request(void **state)
 	assert_int_equal(sandbox_count(p->box, NULL), 1);
 }
 
+static void a_size_is_measured_with_and_without_being_told(void **state)
+{
+	struct place *p = *state;
+	static const int sizes[] = { 1, 5000, 70000, 3000000 };
+	static const char *const ways[][2] = { { "rossum.redirect", "off" }, { "rossum.redirect", "on" } };
+
+	for (size_t i = 0; i < COUNT(sizes); i++) {
+		char json[100];
+		snprintf(json, sizeof(json), "\"id\":%zu,\"filename\":\"a.pdf\",\"size\":%d", 71 + i, sizes[i]);
+		annotation(p, json);
+	}
+	for (size_t w = 0; w < COUNT(ways); w++) {
+		set(p, ways[w][0], ways[w][1]);
+		for (size_t i = 0; i < COUNT(sizes); i++) {
+			char id[20];
+			int64_t size = -1;
+			snprintf(id, sizeof(id), "%zu", 71 + i);
+			int r = backend_measure_document(p->b, call_of(p), "8199", id, &size);
+			if (r != 0 || size != sizes[i])
+				fail_msg("%s=%s: %d, %lld of %d, %s", ways[w][0], ways[w][1], r, (long long)size, sizes[i],
+					 p->call.fault.words);
+		}
+	}
+	int64_t size = -1;
+	assert_int_equal(backend_measure_document(p->b, call_of(p), "8199", "7777", &size), -ENOENT);
+	assert_int_equal(size, -1);
+}
+
+static void a_younger_document_has_not_the_size_of_what_was_uploaded(void **state)
+{
+	struct place *p = *state;
+	struct file file;
+	struct document doc;
+
+	file_make(&file, "a.pdf", "as it was");
+	file_upload(p, &file);
+	listing_get(file.u.document, 0, &doc);
+	assert_int_equal(doc.size_bytes, file.u.size_bytes);
+	char json[200], old_bytes[40];
+	snprintf(old_bytes, sizeof(old_bytes), "%s", document_bytes_id(&doc));
+	assert_int_equal(sandbox_advance(p->box, 120000), 0);
+	snprintf(json, sizeof(json), "{\"annotation\":%s,\"filename\":\"a.pdf\",\"text\":\"%%PDF-1.4 pages were turned\"}", doc.id);
+	control(p, "/rossum/replace", json);
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	listing_get(l, 0, &doc);
+	assert_int_equal(doc.size_bytes, -1);
+	assert_null(doc.sha256);
+	assert_string_not_equal(document_bytes_id(&doc), old_bytes); /* nor are its bytes those that were kept */
+	file_end(&file);
+}
+
 static void a_document_that_was_replaced_is_read_as_it_is(void **state)
 {
 	struct place *p = *state;
@@ -1459,9 +1617,11 @@ int main(void)
 		TEST(pages_that_go_in_a_circle_end),
 		TEST(a_name_arrives_as_it_is),
 		TEST(metadata_and_values_go_along),
+		TEST(values_of_a_queue_overrule_those_of_all),
 		TEST(an_upload_costs_few_requests),
 		TEST(each_dialect_of_a_task_is_understood),
 		TEST(each_refusal_has_its_kind_and_its_words),
+		TEST(each_code_of_the_upload_page_means_what_it_says),
 		TEST(a_failed_import_is_a_refusal),
 		TEST(what_a_hook_stopped_is_refused),
 		TEST(what_stays_unborn_is_refused_after_a_while),
@@ -1483,6 +1643,8 @@ int main(void)
 		TEST(a_limit_of_ten_a_second_is_never_met),
 		TEST(bytes_behind_a_redirect_come_without_the_token),
 		TEST(a_listed_document_is_read_in_one_request),
+		TEST(a_size_is_measured_with_and_without_being_told),
+		TEST(a_younger_document_has_not_the_size_of_what_was_uploaded),
 		TEST(a_document_that_was_replaced_is_read_as_it_is),
 		TEST(a_purged_document_is_gone),
 		TEST(detaching_deletes_softly_and_only_here),

@@ -47,7 +47,7 @@ class UnderWay(RossumCase):
 
     def begin_upload(self, name, data, **options):
         self.setting(upload="background", remove="yes", **options)
-        self.sandbox.set(rossum__task_ms=1500)
+        self.sandbox.set(rossum__task_ms=800)
         self.assertEqual(0, self.copy(name, data).status)
         wait_for(lambda: self.sent() and self.sent()[0]["done"], 10, "its bytes were sent")
 
@@ -127,7 +127,7 @@ class Sizes(RossumCase):
         os.listdir(self.dir)
         wait_for(self.content_requests, 10, "it begins")
         began = time.monotonic()
-        time.sleep(3)
+        time.sleep(2)
         asked = len(self.content_requests())
         self.assertLess(asked, 2 * (time.monotonic() - began) + 2)  # of nine a second
         os.stat(self.dir)
@@ -275,7 +275,7 @@ class Uploads(RossumCase):
 
     def test_each_stage_shows_in_its_state(self):
         self.setting(upload="background")
-        self.sandbox.set(rossum__task_ms=600, rossum__create_ms=600, rossum__import_ms=3000)
+        self.sandbox.set(rossum__task_ms=400, rossum__create_ms=200, rossum__import_ms=1500)
         self.assertEqual(0, self.copy("a.pdf", paper_bytes()).status)
         seen = []
 

@@ -47,6 +47,7 @@ enum {
 	REMOVE_AGAIN_MS = 60 * 1000,
 	PATROL_MS = 200,                  /* while somebody waits */
 	FAILURES_TO_CLOSE = 3,            /* in a row, before all wait for a probe */
+	DRAIN_STILL_MS = 5000,            /* a drain ends when nothing has moved for so long */
 	DRAIN_END_MS = 2000,              /* for cancelled calls to end */
 	LINK_LIFETIME_MS = 4 * 60 * 1000, /* a signed link older than this is not tried */
 	FINAL_TRIES = 10,
@@ -460,6 +461,18 @@ static void row_wait(struct uploads *u, const struct job *j)
 {
 	while (j->is_writing)
 		pthread_cond_wait(&u->changed, &u->lock);
+}
+
+static void wait_for_change(struct uploads *u, int64_t ms)
+{
+	struct timespec until;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* can't fail for this clock */
+	until.tv_sec += ms / 1000;
+	until.tv_nsec += ms % 1000 * 1000000;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	(void)pthread_cond_timedwait(&u->changed, &u->lock, &until); /* whoever calls looks at the time */
 }
 
 static void row_let_go(struct uploads *u, struct job *j)
@@ -1558,12 +1571,7 @@ static bool ahead_take(struct uploads *u, struct job *j)
 
 	while ((at = ahead_find(u, j->item.ino)) && (*at)->is_asking && !u->is_drained &&
 	       !atomic_load(&(*at)->transfer.waits_for_place) && clock_now_ms() < until_ms) {
-		struct timespec t;
-		(void)clock_gettime(CLOCK_MONOTONIC, &t); /* can't fail for this clock */
-		t.tv_nsec += 20 * 1000000;                /* it may get into the limiter's line yet, and nobody says so */
-		t.tv_sec += t.tv_nsec / 1000000000;
-		t.tv_nsec %= 1000000000;
-		(void)pthread_cond_timedwait(&u->changed, &u->lock, &t);
+		wait_for_change(u, 20); /* it may get into the limiter's line yet, and nobody says so */
 	}
 	const struct ahead *a = at ? *at : NULL;
 	bool will_do = a && !a->is_asking && worker_has(j) && !j->restarts && j->item.step == UPLOAD_SPOOLED &&
@@ -2612,14 +2620,40 @@ static void cancel_calls(struct uploads *u)
 	}
 }
 
-/* Until nobody works any more, or until the time is up. */
-static void wait_for_work(struct uploads *u, int64_t ms)
+/* When bytes moved last. A place in the limiter's line is nothing to end a mount late for. */
+static int64_t bytes_moved_ms(const struct uploads *u)
 {
-	struct timespec until = in_ms(ms);
+	const struct job_list *const lists[] = { &u->working, &u->calling };
+	const struct job *j;
+	int64_t last_ms = 0;
+
+	for (int i = 0; i < 2; i++) {
+		TAILQ_FOREACH (j, lists[i], in_list) {
+			if (j->watch && atomic_load(&j->watch->done_bytes) > 0 &&
+			    atomic_load(&j->watch->moved_ms) > last_ms)
+				last_ms = atomic_load(&j->watch->moved_ms);
+		}
+	}
+	return last_ms;
+}
+
+/* Until nobody works any more, nothing has moved for still_ms, or the time is up. */
+static void wait_for_work(struct uploads *u, int64_t ms, int64_t still_ms)
+{
+	int64_t began_ms = clock_now_ms();
 
 	while (u->busy > 0) {
-		if (pthread_cond_timedwait(&u->changed, &u->lock, &until) == ETIMEDOUT)
+		int64_t now_ms = clock_now_ms(), moved_ms = bytes_moved_ms(u);
+		if (u->progress_ms > moved_ms)
+			moved_ms = u->progress_ms;
+		if (began_ms > moved_ms)
+			moved_ms = began_ms;
+		int64_t left_ms = began_ms + ms - now_ms, patience_ms = moved_ms + still_ms - now_ms;
+		if (patience_ms < left_ms)
+			left_ms = patience_ms;
+		if (left_ms <= 0)
 			return;
+		wait_for_change(u, left_ms < PATROL_MS ? left_ms : PATROL_MS);
 	}
 }
 
@@ -2637,10 +2671,10 @@ int uploads_drain(struct uploads *u, int64_t drain_ms)
 {
 	pthread_mutex_lock(&u->lock);
 	u->is_draining = true;
-	wait_for_work(u, drain_ms);
+	wait_for_work(u, drain_ms, paced(u, DRAIN_STILL_MS));
 	u->is_drained = true; /* lines begin nothing more either */
 	cancel_calls(u);
-	wait_for_work(u, DRAIN_END_MS);
+	wait_for_work(u, DRAIN_END_MS, DRAIN_END_MS);
 	tick_now(u);
 	int n = count_waiting(u);
 	pthread_mutex_unlock(&u->lock);

@@ -121,6 +121,7 @@ int uploads_retry(struct uploads *u, uint64_t ino);
 /* The service has answered somebody else's request: it is no longer away. */
 void uploads_service_answered(struct uploads *u);
 
-/* Lets what is under way finish, for at most drain_ms; begins nothing new. Returns how many still wait. */
+/* Lets what is under way finish, for at most drain_ms, and for 5 s in which no byte moves and the service answers nothing:
+ * it is safe in the queue. Begins nothing new. Returns how many still wait. */
 int uploads_drain(struct uploads *u, int64_t drain_ms);
 void uploads_free(struct uploads *u);

@@ -19,6 +19,10 @@
 /* A writer that sets the time after its close is still the writer. */
 #define TIMES_AFTER_MS 60000
 #define FOREVER_MS INT64_MAX
+/* A file that has become so large in so little time is asked leave to be sent for before it is closed: the link lives for minutes, and
+ * a slow writer would outlive it. */
+#define AHEAD_BYTES (4 * 1024 * 1024)
+#define AHEAD_WITHIN_MS 5000
 
 struct handle *handle_new(struct mount *m)
 {
@@ -115,7 +119,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 		h = open_writer(m, req, e, fi);
 	}
 	if (h) {
-		e->node.lookups++;
+		node_count_lookup(&e->node);
 		attr_fill_entry_param(m, &e->node, &reply);
 	} else if (e) {
 		local_drop(m, e);
@@ -202,9 +206,46 @@ static void change_free(struct change *c)
 
 static void close_later(struct mount *m, struct entry *e);
 
+/* Has the workspace a document of this name that may be this one? Then its bytes are known, perhaps, and nothing is sent. */
+static bool has_likeness(struct mount *m, const struct entry *e, int64_t size_bytes)
+{
+	const char *workspace = e->folder->session.workspace_id;
+
+	for (struct folder *f = m->tree.first_folder; f && workspace; f = f->next_shown) {
+		const struct entry *other;
+		struct document d;
+		if (f->session.workspace_id && strcmp(f->session.workspace_id, workspace) == 0 && (other = folder_find(f, e->name)) &&
+		    other != e && entry_document(other, &d) && d.size_bytes >= size_bytes)
+			return true;
+	}
+	return false;
+}
+
+/* Asks for leave to send a file that is growing large, once. tree.lock held. */
+static void sign_ahead(struct mount *m, struct entry *e)
+{
+	struct local *l = e->local;
+	int64_t now = clock_now_ms(), size_bytes;
+
+	if (!l || l->was_signed_ahead)
+		return;
+	if (!l->begun_ms)
+		l->begun_ms = now;
+	size_bytes = spool_size(l->spool);
+	if (size_bytes < AHEAD_BYTES)
+		return;
+	l->was_signed_ahead = true;
+	if (now - l->begun_ms < AHEAD_WITHIN_MS && m->options->settle_ms == 0 && e->is_shown && e->folder->kind == FOLDER_SESSION &&
+	    !e->folder->is_gone && !l->is_submitted && !l->write_error && !name_is_scratch(m->rules, e->name) &&
+	    !has_likeness(m, e, size_bytes))
+		uploads_sign_ahead(m->uploads, e->node.ino, e->folder->session.id, e->name);
+}
+
 static void mark_changed(struct change *c)
 {
 	SCOPED_LOCK(&c->m->tree.lock);
+	if (c->kind == CHANGE_WRITE)
+		sign_ahead(c->m, c->entry);
 	c->local->is_dirty = true;
 	c->local->mtime_ns = clock_wall_ns();
 	if (c->handle)
@@ -461,9 +502,11 @@ void write_setattr(struct mount *m, fuse_req_t req, struct entry *e, const struc
 		int64_t mtime_ns = now_or(to_set, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim);
 		if (l)
 			l->mtime_ns = mtime_ns;
-		if (!is_local && e->attached_ms > 0 && clock_now_ms() - e->attached_ms < TIMES_AFTER_MS) {
+		if (!is_local && e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < TIMES_AFTER_MS) {
 			struct time_job *j = malloc(sizeof(*j));
-			e->mtime_ns = mtime_ns;
+			struct entry_past *past = entry_past(e);
+			if (past)
+				past->mtime_ns = mtime_ns;
 			if (j) {
 				*j = (struct time_job){ m, e };
 				node_hold(&e->node);

@@ -1574,6 +1574,22 @@ static void a_drain_is_bounded_and_nobody_waits_for_ever(void **state)
 	rig_end();
 }
 
+static void a_drain_does_not_wait_for_what_stands_still(void **state)
+{
+	rig_begin();
+	fake_hold(rig.backend, FAKE_UPLOAD_STORE, HOLD_BEFORE);
+	send_file(1, "a.pdf", "hello", false);
+	assert_true(fake_wait_held(rig.backend, FAKE_UPLOAD_STORE, 1));
+	int64_t since_ms = clock_now_ms();
+	assert_int_equal(uploads_drain(rig.uploads, 600000), 1);
+	assert_true(clock_now_ms() - since_ms < 60000);
+	fake_heal(rig.backend);
+	uploads_free(rig.uploads);
+	take_up_again();
+	(void)wait_told(1, UPLOAD_DONE);
+	rig_end();
+}
+
 static void submitting_what_is_under_way_is_refused(void **state)
 {
 	CLEANUP(queue_item_release) struct queue_item item = { 0 };
@@ -1667,6 +1683,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_new_version_after_the_last_event_takes_the_row_over),
 		cmocka_unit_test(draining_finishes_what_is_under_way_and_counts_the_rest),
 		cmocka_unit_test(a_drain_is_bounded_and_nobody_waits_for_ever),
+		cmocka_unit_test(a_drain_does_not_wait_for_what_stands_still),
 		cmocka_unit_test(submitting_what_is_under_way_is_refused),
 		cmocka_unit_test(two_hundred_files_need_few_requests),
 	};

@@ -119,7 +119,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 		h = open_writer(m, req, e, fi);
 	}
 	if (h) {
-		node_count_lookup(&e->node);
+		e->node.lookups++;
 		attr_fill_entry_param(m, &e->node, &reply);
 	} else if (e) {
 		local_drop(m, e);

@@ -502,11 +502,9 @@ void write_setattr(struct mount *m, fuse_req_t req, struct entry *e, const struc
 		int64_t mtime_ns = now_or(to_set, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim);
 		if (l)
 			l->mtime_ns = mtime_ns;
-		if (!is_local && e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < TIMES_AFTER_MS) {
+		if (!is_local && e->attached_ms > 0 && clock_now_ms() - e->attached_ms < TIMES_AFTER_MS) {
 			struct time_job *j = malloc(sizeof(*j));
-			struct entry_past *past = entry_past(e);
-			if (past)
-				past->mtime_ns = mtime_ns;
+			e->mtime_ns = mtime_ns;
 			if (j) {
 				*j = (struct time_job){ m, e };
 				node_hold(&e->node);

@@ -30,7 +30,7 @@ static void set_times(struct stat *st, struct timespec when)
 static void fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
 {
 	struct document d;
-	int64_t size = -1, mtime_ns = e->mtime_ns, created_ms = m->started_wall_ms;
+	int64_t size = -1, mtime_ns = e->past->mtime_ns, created_ms = m->started_wall_ms;
 
 	if (e->local) {
 		ret->st_mode = S_IFREG | (0666 & ~m->umask);
@@ -43,7 +43,7 @@ static void fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
 		if (entry_document(e, &d) && d.size_bytes >= 0)
 			size = d.size_bytes;
 		else
-			size = e->learned_bytes;
+			size = e->past->learned_bytes;
 	}
 	if (entry_document(e, &d) && d.created_ms >= 0)
 		created_ms = d.created_ms;
@@ -93,7 +93,7 @@ void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_pa
 		struct entry *e = (struct entry *)n;
 		struct document d;
 		/* A file being written changes by itself; one of unknown size is learned about later. */
-		if (e->local || (entry_document(e, &d) && d.size_bytes < 0 && e->learned_bytes == 0))
+		if (e->local || (entry_document(e, &d) && d.size_bytes < 0 && e->past->learned_bytes == 0))
 			ret->attr_timeout = 0;
 	} else if (n->kind == NODE_CONTROL || n->kind == NODE_FILE || n->kind == NODE_LINK) {
 		ret->attr_timeout = ret->entry_timeout = 0;
@@ -177,7 +177,7 @@ static int get_of_document(const struct entry *e, const struct document *d, cons
 	if (strcmp(name, "mime") == 0)
 		return add_text(ret, d->mime);
 	if (strcmp(name, "size") == 0)
-		return get_number(ret, d->size_bytes < 0 && e->learned_bytes > 0 ? e->learned_bytes : d->size_bytes);
+		return get_number(ret, d->size_bytes < 0 && e->past->learned_bytes > 0 ? e->past->learned_bytes : d->size_bytes);
 	if (strcmp(name, "pages") == 0)
 		return get_number(ret, d->pages);
 	if (strcmp(name, "source") == 0)

@@ -120,7 +120,7 @@ static void answer_entry(struct change_call *c, fuse_req_t req, int error)
 	}
 	pthread_mutex_lock(&c->m->tree.lock);
 	attr_fill_entry_param(c->m, c->replied, &p);
-	c->replied->lookups++;
+	node_count_lookup(c->replied);
 	pthread_mutex_unlock(&c->m->tree.lock);
 	if (fuse_reply_entry(req, &p) == -ENOENT) {
 		SCOPED_LOCK(&c->m->tree.lock);
@@ -432,8 +432,10 @@ static void link_job(void *arg)
 		e = folder_add_entry(&m->tree, c->to, ino, c->new_name);
 	if (e) {
 		node_hold(&e->node);
-		e->mtime_ns = c->entry->mtime_ns;
-		r = local_become_document(m, e, attached, was_there);
+		struct entry_past *past = entry_past(e);
+		if (past)
+			past->mtime_ns = c->entry->past->mtime_ns;
+		r = past ? local_become_document(m, e, attached, was_there) : -ENOMEM;
 		if (r == 0)
 			set_reply(c, &e->node);
 	} else if (r == 0) {
@@ -695,16 +697,21 @@ static int rename_over_document(struct change_call *c, bool *ret_done)
 			pthread_mutex_unlock(&m->tree.lock);
 			return -EBUSY; /* somebody was faster */
 		}
-		int64_t attached_wall_ms = there->attached_wall_ms, attached_ms = there->attached_ms;
+		int64_t attached_wall_ms = there->past->attached_wall_ms, attached_ms = there->past->attached_ms;
+		struct entry_past *past = entry_past(e);
+		if (!past) {
+			pthread_mutex_unlock(&m->tree.lock);
+			return -ENOMEM;
+		}
 		bool was_there = there->was_there_before;
 		folder_hide_entry(&m->tree, there, false);
 		int r = folder_rename_entry(&m->tree, e, c->to, c->new_name);
 		if (r == 0) {
 			from->local_count--;
 			r = local_become_known(m, e, held, at);
-			e->mtime_ns = e->local->mtime_ns;
-			e->attached_wall_ms = attached_wall_ms;
-			e->attached_ms = attached_ms;
+			past->mtime_ns = e->local->mtime_ns;
+			past->attached_wall_ms = attached_wall_ms;
+			past->attached_ms = attached_ms;
 			e->was_there_before = was_there;
 			local_forget_bytes(m, e);
 		}

@@ -167,9 +167,9 @@ static int saving_add(struct saving *s, struct entry *e)
 		return -ENOMEM;
 	}
 	s->at[s->count] = at;
-	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .mtime_ns = e->mtime_ns, .attached_wall_ms = e->attached_wall_ms,
+	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .mtime_ns = e->past->mtime_ns, .attached_wall_ms = e->past->attached_wall_ms,
 						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown,
-						     .learned_bytes = e->learned_bytes };
+						     .learned_bytes = e->past->learned_bytes };
 	e->is_saved = true;
 	e->is_saved_gone = !e->is_shown;
 	return 0;
@@ -265,10 +265,13 @@ static void load_entry(void *arg, const struct known_entry *k)
 	struct entry *e = folder_add_hidden_entry(t, f, k->ino, k->name, k->document_id);
 	if (!e)
 		return;
-	e->mtime_ns = k->mtime_ns;
-	e->attached_wall_ms = k->attached_wall_ms;
+	struct entry_past *past = k->mtime_ns >= 0 || k->attached_wall_ms > 0 || k->learned_bytes > 0 ? entry_past(e) : NULL;
+	if (past) {
+		past->mtime_ns = k->mtime_ns;
+		past->attached_wall_ms = k->attached_wall_ms;
+		past->learned_bytes = k->learned_bytes;
+	}
 	e->was_there_before = k->was_there_before;
-	e->learned_bytes = k->learned_bytes;
 	e->is_saved = true;
 	e->is_saved_gone = k->is_gone;
 }

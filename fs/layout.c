@@ -81,8 +81,7 @@ static void bind(struct folder *f, struct entry **by_document, struct entry *e, 
 {
 	if (e->document_id)
 		index_remove(&f->unlisted, e);
-	free(e->document_id);
-	e->document_id = NULL;
+	entry_clear_id(e);
 	if (!keeps_own) {
 		listing_unref(e->own);
 		e->own = NULL;
@@ -99,8 +98,7 @@ static int unbind(struct folder *f, struct entry *e, const char *id)
 	e->document = -1;
 	e->same = NULL;
 	if (!e->document_id || index_put(&f->unlisted, e) < 0) {
-		free(e->document_id);
-		e->document_id = NULL;
+		entry_clear_id(e);
 		return -ENOMEM;
 	}
 	return 0;
@@ -158,10 +156,10 @@ static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, st
 		} else {
 			e->own = listing_ref(l);
 			e->own_at = new[i].index;
-			e->document_id = strdup(d.id);
-			if (!e->document_id || index_put(&f->unlisted, e) < 0) {
-				free(e->document_id);
-				e->document_id = NULL;
+			e->document_id = (char *)d.id; /* until the walk is over: a copy of each would leave as many holes */
+			e->borrows_id = true;
+			if (index_put(&f->unlisted, e) < 0) {
+				entry_clear_id(e);
 				folder_hide_entry(t, e, false);
 				return -ENOMEM;
 			}
@@ -295,15 +293,16 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 	f->by_document = by_document;
 	f->listing = listing_ref(l);
 	for (size_t at = 0; (e = index_next(&f->unlisted, &at));)
-		if (e->is_shown && e->attached_ms <= listing_asked_ms(l) && !has_unsent_bytes(e) && r == 0)
+		if (e->is_shown && e->past->attached_ms <= listing_asked_ms(l) && !has_unsent_bytes(e) && r == 0)
 			r = add(&c.left, &c.left_count, e);
 	for (int i = 0; i < c.left_count; i++) {
 		c.left[i]->is_saved = false;
-		listing_unref(c.left[i]->own);
-		c.left[i]->own = NULL;
+		(void)entry_drop_own(c.left[i]); /* without memory it stays a little longer */
 		folder_hide_entry(t, c.left[i], true);
 	}
 	listing_unref(old);
+	if (f->unlisted.used == 0)
+		index_release(&f->unlisted); /* during a first walk all were in it */
 	/* Newcomers choose their names last, when it is known who keeps one. */
 	for (int i = 0; i < n && r == 0; i++) {
 		struct document d;

@@ -29,11 +29,14 @@ static void save_size(void *arg)
 void learn_note(struct mount *m, struct entry *e, int64_t size_bytes)
 {
 	struct size_job *j = size_bytes > 0 ? malloc(sizeof(*j)) : NULL;
+	struct entry_past *past = j ? entry_past(e) : NULL;
 
-	if (!j)
+	if (!past) {
+		free(j);
 		return; /* it is learned again */
+	}
 	*j = (struct size_job){ m, e };
-	e->learned_bytes = size_bytes;
+	past->learned_bytes = size_bytes;
 	notice_inode(m, e->node.ino);
 	node_hold(&e->node);
 	if (pool_run(m->disk, save_size, j) < 0) {
@@ -46,7 +49,7 @@ static bool is_unknown(const struct entry *e)
 {
 	struct document d;
 
-	return !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->learned_bytes == 0;
+	return !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->past->learned_bytes == 0;
 }
 
 /* The next one of a folder, or NULL. tree.lock held. */

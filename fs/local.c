@@ -328,7 +328,7 @@ int local_remove(struct mount *m, struct entry *e)
 		home_name = strdup(l->home_name);
 	/* An earlier version that this open file sent goes along. */
 	if (is_local && entry_document_id(e) && !e->was_there_before && m->options->remove != REMOVE_NO && m->caps->detaches &&
-	    e->attached_ms > 0 && clock_now_ms() - e->attached_ms < RECENT_MS) {
+	    e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < RECENT_MS) {
 		old_id = strdup(entry_document_id(e));
 		old_sha256 = old_id ? local_copy_sha256(f, old_id) : NULL;
 	}
@@ -530,8 +530,7 @@ static void leave_document(struct folder *f, struct entry *e)
 {
 	if (e->document_id) {
 		index_remove(&f->unlisted, e);
-		free(e->document_id);
-		e->document_id = NULL;
+		entry_clear_id(e);
 	}
 	if (e->document >= 0) {
 		struct entry **at = &f->by_document[e->document];
@@ -562,8 +561,7 @@ int local_become_known(struct mount *m, struct entry *e, struct listing *l, int 
 	e->own_at = at;
 	e->is_saved = false;
 	if (index_put(&f->unlisted, e) < 0) {
-		free(e->document_id);
-		e->document_id = NULL;
+		entry_clear_id(e);
 		return -ENOMEM;
 	}
 	return 0;
@@ -576,10 +574,10 @@ static bool is_ours(const struct folder *f, const char *document_id)
 	int at = f->listing ? listing_find(f->listing, document_id) : -1;
 
 	for (e = at >= 0 ? f->by_document[at] : NULL; e; e = e->same)
-		if (e->attached_wall_ms > 0 && !e->was_there_before)
+		if (e->past->attached_wall_ms > 0 && !e->was_there_before)
 			return true;
 	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
-		if (strcmp(e->document_id, document_id) == 0 && e->attached_wall_ms > 0 && !e->was_there_before)
+		if (strcmp(e->document_id, document_id) == 0 && e->past->attached_wall_ms > 0 && !e->was_there_before)
 			return true;
 	return false;
 }
@@ -594,10 +592,13 @@ int local_become_document(struct mount *m, struct entry *e, struct listing *docu
 	if (r < 0)
 		return r;
 	e->was_there_before = was_there_before;
-	e->attached_wall_ms = clock_wall_ms();
-	e->attached_ms = clock_now_ms();
+	struct entry_past *past = entry_past(e);
+	if (!past)
+		return -ENOMEM;
+	past->attached_wall_ms = clock_wall_ms();
+	past->attached_ms = clock_now_ms();
 	if (e->local)
-		e->mtime_ns = e->local->mtime_ns;
+		past->mtime_ns = e->local->mtime_ns;
 	return 0;
 }
 
@@ -657,9 +658,9 @@ int local_may_remove(struct mount *m, struct entry *e)
 		return 0;
 	const char *id = entry_document_id(e);
 	bool is_one_of_several = id && folder_count_names(e->folder, id) > 1;
-	if (m->options->remove == REMOVE_RECENT && m->caps->detaches && e->attached_wall_ms > 0 &&
+	if (m->options->remove == REMOVE_RECENT && m->caps->detaches && e->past->attached_wall_ms > 0 &&
 	    (!e->was_there_before || is_one_of_several)) {
-		int64_t age = clock_wall_ms() - e->attached_wall_ms;
+		int64_t age = clock_wall_ms() - e->past->attached_wall_ms;
 		if (age >= 0 && age < RECENT_MS)
 			return 0;
 	}
@@ -775,10 +776,10 @@ static int hide_other_names(struct mount *m, struct folder *f, struct entry *but
 	int n = 0, at = f->listing ? listing_find(f->listing, id) : -1;
 
 	for (e = at >= 0 ? f->by_document[at] : NULL; e && n < OTHER_NAMES_MAX; e = e->same)
-		if (e != but && !e->local && e->attached_wall_ms == 0 && e->is_shown)
+		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown)
 			others[n++] = e;
 	for (size_t i = 0; n < OTHER_NAMES_MAX && (e = index_next(&f->unlisted, &i));)
-		if (e != but && !e->local && e->attached_wall_ms == 0 && e->is_shown && strcmp(e->document_id, id) == 0)
+		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown && strcmp(e->document_id, id) == 0)
 			others[n++] = e;
 	for (int i = 0; i < n; i++) {
 		inos[i] = others[i]->node.ino;

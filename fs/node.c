@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,12 +67,56 @@ void local_free(struct local *l)
 	free(l);
 }
 
+static const struct entry_past no_past = { .mtime_ns = -1 };
+
+struct entry_past *entry_past(struct entry *e)
+{
+	if (e->past == &no_past) {
+		struct entry_past *own = malloc(sizeof(*own));
+		if (!own)
+			return NULL;
+		*own = no_past;
+		e->past = own;
+	}
+	return (struct entry_past *)e->past;
+}
+
+void entry_clear_id(struct entry *e)
+{
+	if (!e->borrows_id)
+		free(e->document_id);
+	e->document_id = NULL;
+	e->borrows_id = false;
+}
+
+int entry_drop_own(struct entry *e)
+{
+	char *id = e->borrows_id ? strdup(e->document_id) : NULL;
+
+	if (e->borrows_id && !id)
+		return -ENOMEM;
+	if (id)
+		e->document_id = id; /* the same text: indexes by it stay right */
+	e->borrows_id = false;
+	listing_unref(e->own);
+	e->own = NULL;
+	return 0;
+}
+
+static void free_name(struct entry *e, char *name)
+{
+	if (name != e->first_name)
+		free(name);
+}
+
 static void entry_free(struct entry *e)
 {
 	local_free(e->local);
+	entry_clear_id(e);
 	listing_unref(e->own);
-	free(e->document_id);
-	free(e->name);
+	if (e->past != &no_past)
+		free((struct entry_past *)e->past);
+	free_name(e, e->name);
 	free(e);
 }
 
@@ -140,6 +185,12 @@ struct node *tree_find(struct tree *t, uint64_t ino)
 	return index_find(&t->nodes, index_hash_number(ino), is_ino, &ino);
 }
 
+void node_count_lookup(struct node *n)
+{
+	if (n->lookups < UINT32_MAX)
+		n->lookups++;
+}
+
 void node_hold(struct node *n)
 {
 	n->holds++;
@@ -172,7 +223,9 @@ void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 	struct node *n = (ino & INO_REFUSED_BIT) ? NULL : tree_find(t, ino);
 	if (!n)
 		return; /* one of the fixed ones */
-	n->lookups -= count < n->lookups ? count : n->lookups;
+	if (n->lookups == UINT32_MAX)
+		return; /* it was not counted any further: it stays */
+	n->lookups -= count < n->lookups ? (uint32_t)count : n->lookups;
 	node_free_if_unknown(t, n);
 }
 
@@ -394,12 +447,16 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 /* Not in the names yet. */
 static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
 {
-	struct entry *e = calloc(1, sizeof(*e));
+	size_t name_bytes = strlen(name) + 1, bytes = offsetof(struct entry, first_name) + name_bytes;
+	struct entry *e = calloc(1, bytes > sizeof(*e) ? bytes : sizeof(*e));
 	if (!e)
 		return NULL;
-	*e = (struct entry){ .node = { .ino = ino, .kind = NODE_ENTRY, .holds = 1 }, .folder = f, .document = -1, .mtime_ns = -1 };
-	e->name = strdup(name);
-	if (!e->name || index_put(&t->nodes, &e->node) < 0) {
+	e->node = (struct node){ .ino = ino, .kind = NODE_ENTRY, .holds = 1 };
+	e->folder = f;
+	e->document = -1;
+	e->past = &no_past;
+	e->name = memcpy(e->first_name, name, name_bytes);
+	if (index_put(&t->nodes, &e->node) < 0) {
 		entry_free(e);
 		return NULL;
 	}
@@ -493,7 +550,7 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 		free(new_name);
 		return -ENOMEM;
 	}
-	free(old_name);
+	free_name(e, old_name);
 	node_hold(&to->node);
 	if (reserved)
 		take_name_away(t, reserved);

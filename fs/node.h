@@ -30,9 +30,9 @@ enum node_kind { NODE_ROOT, NODE_FOLDER, NODE_ENTRY, NODE_LINK, NODE_CONTROL, NO
 
 struct node {
 	uint64_t ino;
-	uint64_t lookups; /* the kernel's count */
-	uint32_t holds;   /* ours */
-	uint8_t kind;
+	uint32_t lookups;    /* the kernel's count: node_count_lookup() */
+	uint32_t holds : 28; /* ours */
+	uint32_t kind : 4;
 };
 
 /* A local file's bytes and how they are doing. */
@@ -73,26 +73,34 @@ struct local {
 	char *copy_session_id;
 };
 
-/* A name in a folder. */
+/* What this mount knows of a document beyond the service's record; most have none. */
+struct entry_past {
+	int64_t learned_bytes;    /* the size where the service tells none, once the bytes were seen; 0: not yet */
+	int64_t mtime_ns;         /* the writer's, -1: the service's created_at */
+	int64_t attached_wall_ms; /* when this mount attached it; 0: it did not */
+	int64_t attached_ms;      /* the same on the monotonic clock; 0: before this start */
+};
+
+/* A name in a folder. There may be 100,000, so it is kept small: what few have stands elsewhere, and the first name in the same piece of
+ * memory. */
 struct entry {
 	struct node node; /* first */
 	struct folder *folder;
-	char *name;             /* owned; constant while the entry is in folder->names */
-	int32_t document;       /* index in folder->listing, or -1 */
-	bool is_shown;          /* it is in folder->names and listed */
-	bool was_there_before;  /* the document was in the session before this mount's upload began */
-	bool is_saved;          /* state.db has it as it is ... */
-	bool is_saved_gone;     /* ... and as gone */
-	bool is_in_walk;        /* in the folder's growing snapshot already */
-	char *document_id;      /* owned; set while document < 0 and the entry stands for one */
-	struct listing *own;    /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
-	int32_t own_at;         /* where in there */
-	struct entry *same;     /* the next entry for the same listed document */
-	int64_t learned_bytes;  /* the size where the service tells none, once the bytes were seen; 0: not yet */
-	int64_t mtime_ns;       /* the writer's, -1: the service's created_at */
-	int64_t attached_wall_ms; /* when this mount attached it; 0: it did not */
-	int64_t attached_ms;      /* the same on the monotonic clock; 0: before this start */
-	struct local *local;    /* owned; NULL for a plain document */
+	char *name;              /* constant while the entry is in folder->names; entry_set_name() */
+	char *document_id;       /* set while document < 0 and the entry stands for one; entry_clear_id() */
+	struct listing *own;     /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
+	struct entry *same;      /* the next entry for the same listed document */
+	const struct entry_past *past; /* never NULL; entry_past() to change it */
+	struct local *local;     /* owned; NULL for a plain document */
+	int32_t document;        /* index in folder->listing, or -1 */
+	int32_t own_at;          /* where in own */
+	bool is_shown : 1;         /* it is in folder->names and listed */
+	bool was_there_before : 1; /* the document was in the session before this mount's upload began */
+	bool is_saved : 1;         /* state.db has it as it is ... */
+	bool is_saved_gone : 1;    /* ... and as gone */
+	bool is_in_walk : 1;       /* in the folder's growing snapshot already */
+	bool borrows_id : 1;       /* document_id is a text of own's */
+	char first_name[];
 };
 
 enum folder_kind { FOLDER_SESSION, FOLDER_FAILED /* the failed files of one session */ };
@@ -182,6 +190,8 @@ struct node *tree_find(struct tree *t, uint64_t ino);
 /* The kernel forgets `count` lookups. */
 void tree_forget(struct tree *t, uint64_t ino, uint64_t count);
 
+/* The kernel was told of it once more. */
+void node_count_lookup(struct node *n);
 void node_hold(struct node *n);
 /* Frees the node when nobody holds it any more and the kernel does not know it. */
 void node_drop(struct tree *t, struct node *n);
@@ -204,6 +214,12 @@ struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t
 void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name);
 /* Shows a hidden one again. */
 int folder_show_entry(struct tree *t, struct entry *e);
+/* To be filled; NULL: no memory. */
+struct entry_past *entry_past(struct entry *e);
+/* It has no document_id any more, and is in no index by it. */
+void entry_clear_id(struct entry *e);
+/* It has no listing of its own any more; a document_id stays. -ENOMEM: nothing changed. */
+int entry_drop_own(struct entry *e);
 /* -ENOMEM: nothing changed. The new name must be free. */
 int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, const char *name);
 /* Entries of this document: the first, then ->same (listed), or the one unlisted. */

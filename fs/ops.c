@@ -104,7 +104,7 @@ static void fill_own(struct mount *m, uint64_t ino, struct fuse_entry_param *ret
 	*ret = (struct fuse_entry_param){ .ino = ino };
 	if (n) {
 		attr_fill_entry_param(m, n, ret);
-		n->lookups++;
+		node_count_lookup(n);
 		ret->entry_timeout = 0; /* it comes and goes */
 	} else {
 		(void)control_attr(m, ino, &ret->attr);
@@ -133,7 +133,7 @@ static enum verdict look_in_folder(struct mount *m, struct folder *f, const char
 	enum freshness fresh = folder_freshness(m, f, since_ms, ret_error);
 	if (e && (fresh != LISTING_REFUSED || e->local)) {
 		attr_fill_entry_param(m, &e->node, ret);
-		e->node.lookups++;
+		node_count_lookup(&e->node);
 		if (f->kind == FOLDER_FAILED)
 			ret->entry_timeout = 0;
 		return FOUND;
@@ -229,7 +229,7 @@ static void look_in_root(fuse_req_t req, struct look *l, int how)
 		v = FOUND;
 	} else if (f) {
 		attr_fill_entry_param(m, &f->node, &p);
-		f->node.lookups++;
+		node_count_lookup(&f->node);
 		v = FOUND;
 	} else if (l->name[0] == '.' || name_is_scratch(m->rules, l->name) || strcmp(l->name, NAME_FAILED_LINK) == 0 ||
 		   strcmp(l->name, NAME_HINT) == 0) {
@@ -705,7 +705,7 @@ static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle
 		if (!add_entry(r, e->name, &p, i + 3))
 			return;
 		if (r->is_plus)
-			e->node.lookups++;
+			node_count_lookup(&e->node);
 	}
 }
 
@@ -725,7 +725,7 @@ static void add_packed(struct mount *m, struct listing_reply *r, struct handle *
 		if (!add_entry(r, item->name, &p, i + 1))
 			return;
 		if (n && r->is_plus)
-			n->lookups++;
+			node_count_lookup(n);
 	}
 }
 
@@ -908,7 +908,7 @@ static void open_for_reading(struct mount *m, fuse_req_t req, struct entry *e, s
 		e->local->handles++;
 		fi->direct_io = e->local->writers > 0;
 	}
-	bool is_unknown = !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->learned_bytes == 0;
+	bool is_unknown = !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->past->learned_bytes == 0;
 	fi->keep_cache = !e->local; /* a document never changes under its id */
 	fi->fh = (uintptr_t)h;
 	h->holds_local = e->local != NULL;

@@ -119,7 +119,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 		h = open_writer(m, req, e, fi);
 	}
 	if (h) {
-		e->node.lookups++;
+		node_count_lookup(&e->node);
 		attr_fill_entry_param(m, &e->node, &reply);
 	} else if (e) {
 		local_drop(m, e);
@@ -502,9 +502,11 @@ void write_setattr(struct mount *m, fuse_req_t req, struct entry *e, const struc
 		int64_t mtime_ns = now_or(to_set, FUSE_SET_ATTR_MTIME_NOW, attr->st_mtim);
 		if (l)
 			l->mtime_ns = mtime_ns;
-		if (!is_local && e->attached_ms > 0 && clock_now_ms() - e->attached_ms < TIMES_AFTER_MS) {
+		if (!is_local && e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < TIMES_AFTER_MS) {
 			struct time_job *j = malloc(sizeof(*j));
-			e->mtime_ns = mtime_ns;
+			struct entry_past *past = entry_past(e);
+			if (past)
+				past->mtime_ns = mtime_ns;
 			if (j) {
 				*j = (struct time_job){ m, e };
 				node_hold(&e->node);

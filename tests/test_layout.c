@@ -322,7 +322,7 @@ static void one_attached_here_after_the_listing_was_asked_for_stays(void **state
 
 	assert_non_null(e);
 	assert_int_equal(folder_show_entry(&g->tree, e), 0);
-	e->attached_ms = g->asked_ms + 1;
+	entry_past(e)->attached_ms = g->asked_ms + 1;
 	assert_int_equal(apply(g, LISTING("d1=a.pdf"), &left), 1);
 	assert_int_equal(left, 0);
 	check_name(g, "d9", "new.pdf");

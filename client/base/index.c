@@ -7,7 +7,23 @@
 #include <errno.h>
 #include <stdlib.h>
 
-enum { ROOM_FIRST = 16 }; /* room is a power of two */
+enum { ROOM_FIRST = 16 };
+
+static size_t home_of(uint64_t hash, size_t room)
+{
+	return (size_t)(((hash >> 32) * room) >> 32);
+}
+
+static size_t next_of(size_t at, size_t room)
+{
+	return at + 1 == room ? 0 : at + 1;
+}
+
+/* How far it is from one slot on to another. */
+static size_t way(size_t from, size_t to, size_t room)
+{
+	return to >= from ? to - from : to + room - from;
+}
 
 static uint64_t mix(uint64_t x)
 {
@@ -34,17 +50,19 @@ uint64_t index_hash_number(uint64_t n)
 
 static void place(void **slots, size_t room, uint64_t hash, void *item)
 {
-	size_t at = hash & (room - 1);
+	size_t at = home_of(hash, room);
 
 	while (slots[at])
-		at = (at + 1) & (room - 1);
+		at = next_of(at, room);
 	slots[at] = item;
 }
 
 int index_put(struct index *ix, void *item)
 {
 	if (ix->used + 1 > ix->room / 4 * 3) {
-		size_t room = ix->room ? ix->room * 2 : ROOM_FIRST;
+		size_t room = ix->room + ix->room / 2; /* by halves: doubling leaves more than half of it empty at times */
+		if (room < ROOM_FIRST)
+			room = ROOM_FIRST;
 		void **slots = calloc(room, sizeof(*slots));
 		if (!slots)
 			return -ENOMEM;
@@ -66,7 +84,7 @@ void *index_find(const struct index *ix, uint64_t hash, bool (*is_it)(const void
 {
 	if (!ix->used)
 		return NULL;
-	for (size_t at = hash & (ix->room - 1); ix->slots[at]; at = (at + 1) & (ix->room - 1)) {
+	for (size_t at = home_of(hash, ix->room); ix->slots[at]; at = next_of(at, ix->room)) {
 		if (is_it(ix->slots[at], key))
 			return ix->slots[at];
 	}
@@ -77,18 +95,17 @@ void index_remove(struct index *ix, const void *item)
 {
 	if (!ix->used)
 		return;
-	size_t mask = ix->room - 1;
-	size_t hole = ix->hash(item) & mask;
+	size_t room = ix->room, hole = home_of(ix->hash(item), room);
 	while (ix->slots[hole] && ix->slots[hole] != item)
-		hole = (hole + 1) & mask;
+		hole = next_of(hole, room);
 	if (!ix->slots[hole])
 		return;
 	ix->slots[hole] = NULL;
 	ix->used--;
-	for (size_t at = (hole + 1) & mask; ix->slots[at]; at = (at + 1) & mask) {
-		size_t home = ix->hash(ix->slots[at]) & mask;
+	for (size_t at = next_of(hole, room); ix->slots[at]; at = next_of(at, room)) {
+		size_t home = home_of(ix->hash(ix->slots[at]), room);
 		/* It may move when the hole lies on the way from its home to where it is. */
-		if (((at - home) & mask) >= ((at - hole) & mask)) {
+		if (way(home, at, room) >= way(hole, at, room)) {
 			ix->slots[hole] = ix->slots[at];
 			ix->slots[at] = NULL;
 			hole = at;

@@ -47,6 +47,10 @@ void limit_describe(struct limit *l, const char *span, struct buf *ret)
 		buf_add(ret, "limit: none of ours");
 	else
 		buf_addf(ret, "limit: %d of %d requests used in %s", limit.used, limit.rate, span);
+	if (limit.rate < limit.usual_rate)
+		buf_addf(ret, " (usually %d; the service said there were too many)", limit.usual_rate);
+	if (limit.foreign > 0)
+		buf_addf(ret, ", %d by others at this address", limit.foreign);
 	if (limit.waiting > 0)
 		buf_addf(ret, ", %d wait in line", limit.waiting);
 	if (limit.pause_ms > 0)

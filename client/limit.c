@@ -4,6 +4,9 @@
  * The file is read, judged and written back under flock(2) for each request: at a hundred requests a minute that is
  * nothing, and with pread/pwrite nobody who cuts the file short can kill us, as he could with a mapping.
  *
+ * Nobody starves: of each urgency the first in line looks for a place, the more urgent before the others, and what a
+ * lesser urgency is sure of (sure_share) is left to it while somebody of it waits, in whichever process.
+ *
  * Times in the file are CLOCK_BOOTTIME; the boot's id and `wall_minus_now_ms` beside them carry them across a reboot.
  */
 #include "client/limit.h"
@@ -23,7 +26,7 @@
 #include "client/base/clock.h"
 #include "client/base/log.h"
 
-#define MAGIC UINT64_C(0x31746d696c736673) /* "sfslimt1" */
+#define MAGIC UINT64_C(0x32746d696c736673) /* "sfslimt2" */
 
 enum {
 	LOOK_MS = 100,         /* how often one in line looks whether he was cancelled */
@@ -31,13 +34,27 @@ enum {
 	PAUSE_FIRST_MS = 1000, /* after a 429 that does not say how long */
 	PAUSE_MS_MAX = 60 * 1000,
 	RETRY_AFTER_MS_MAX = 15 * 60 * 1000, /* a server that asks for more is asked again then */
-	LOWERED_MS = 5 * 60 * 1000,          /* how long a 429 lowers the rate */
+	LOWERED_MS_MAX = 60 * 60 * 1000, /* longer than it takes to come back from any lowering */
+	LOWER_TO_PERCENT = 70,           /* by each 429 ... */
+	LOWEST_PART = 4,                 /* ... but not below this part of the rate ... */
+	RAISE_PART = 60,                 /* ... and up again by this part of it a window: so that several behind one address
+					    come to equal shares, and meet the limit seldom */
 	LOCK_TRIES = 50,
 	LOCK_TRY_MS = 2,            /* a stopped process must not stop us */
 	FOREIGN_MS_MAX = 10 * 1000, /* how long we believe an answer about others; then one request asks anew */
 	BACKGROUND_SHARE = 5,
 	PERSON_SHARE = 20,
+	OWN_SHARE = 3,      /* of the rate, that we take whatever others behind our address use: they will give way as well */
+	WANTED_MS = 3000,   /* somebody who waited so short ago is taken to wait still */
+	WANTED_STEP_MS = 500,
 };
+
+/* What each urgency is sure of while somebody of it waits, as parts of the rate; a person has the rest. */
+static const int sure_share[] = {
+	[URGENCY_PERSON] = 0, [URGENCY_FINISH] = 5, [URGENCY_BEGIN] = 10, [URGENCY_BACKGROUND] = 20
+};
+
+enum { URGENCY_COUNT = sizeof(sure_share) / sizeof(sure_share[0]) };
 
 /* One request that counts. */
 struct place {
@@ -53,7 +70,8 @@ struct shared {
 	char boot_id[40];
 	int64_t wall_minus_now_ms;
 	int64_t paused_until_ms;
-	int64_t lowered_until_ms;
+	int64_t lowered_ms; /* when the rate became lowered_rate; from there it rises again */
+	int64_t wanted_ms[URGENCY_COUNT]; /* when somebody, of any process, waited last */
 	int32_t lowered_rate;
 	int32_t strikes; /* 429s in a row that did not say how long */
 	int32_t count;
@@ -133,7 +151,9 @@ static void make_sound(struct limit *l, int64_t now, int64_t wall_minus_now)
 	if (strncmp(s->boot_id, l->boot_id, sizeof(s->boot_id)) == 0)
 		shift = 0;
 	s->paused_until_ms = clamp(s->paused_until_ms + shift, 0, now + RETRY_AFTER_MS_MAX);
-	s->lowered_until_ms = clamp(s->lowered_until_ms + shift, 0, now + LOWERED_MS);
+	s->lowered_ms = clamp(s->lowered_ms + shift, now - LOWERED_MS_MAX, now);
+	for (int i = 0; i < URGENCY_COUNT; i++)
+		s->wanted_ms[i] = clamp(s->wanted_ms[i] + shift, INT64_MIN / 2, now);
 	s->lowered_rate = (int32_t)clamp(s->lowered_rate, 1, LIMIT_RATE_MAX);
 	s->strikes = (int32_t)clamp(s->strikes, 0, 16);
 	for (int i = 0; i < s->count; i++)
@@ -146,6 +166,8 @@ static void forget_all(struct limit *l, int64_t wall_minus_now)
 {
 	l->shared =
 		(struct shared){ .magic = MAGIC, .lowered_rate = LIMIT_RATE_MAX, .wall_minus_now_ms = wall_minus_now };
+	for (int i = 0; i < URGENCY_COUNT; i++)
+		l->shared.wanted_ms[i] = INT64_MIN / 2;
 }
 
 /* Requests older than the window count no longer. */
@@ -205,7 +227,8 @@ static void shared_end(struct limit *l, bool changed)
 
 /* ---- judging ----------------------------------------------------------------------------------------------- */
 
-static int effective_rate(const struct limit *l, int64_t now)
+/* What it would be had no 429 come. */
+static int usual_rate(const struct limit *l)
 {
 	int64_t rate = l->rate;
 
@@ -213,9 +236,17 @@ static int effective_rate(const struct limit *l, int64_t now)
 		return -1;
 	if (l->learned_limit > 0 && l->learned_limit < rate)
 		rate = l->learned_limit * 9 / 10;
-	if (now < l->shared.lowered_until_ms && l->shared.lowered_rate < rate)
-		rate = l->shared.lowered_rate;
 	return rate < 1 ? 1 : (int)rate;
+}
+
+static int effective_rate(const struct limit *l, int64_t now)
+{
+	int usual = usual_rate(l);
+	int64_t raised = clamp(now - l->shared.lowered_ms, 0, LOWERED_MS_MAX) * usual / RAISE_PART / l->window_ms;
+
+	if (usual < 0 || l->shared.lowered_rate + raised >= usual)
+		return usual;
+	return (int)(l->shared.lowered_rate + raised);
 }
 
 /* When the nth oldest place that counts leaves the window. Places are in the order of their times: they are appended,
@@ -231,10 +262,32 @@ static int64_t leaves_at(const struct limit *l, int nth, bool background_only)
 	return 0;
 }
 
+static int count_of(const struct limit *l, enum urgency urgency)
+{
+	int count = 0;
+
+	for (int i = 0; i < l->shared.count; i++)
+		count += l->places[i].urgency == urgency;
+	return count;
+}
+
+/* Of what is kept for urgencies below this one, the part they have not used, where somebody waits for it. */
+static int kept_for_lesser(const struct limit *l, enum urgency urgency, int rate, int64_t now)
+{
+	int kept = 0;
+
+	for (int u = (int)urgency + 1; u < URGENCY_COUNT; u++) {
+		int share = rate / sure_share[u] > 0 ? rate / sure_share[u] : 1;
+		int used = now - l->shared.wanted_ms[u] < WANTED_MS ? count_of(l, (enum urgency)u) : share;
+		kept += used < share ? share - used : 0;
+	}
+	return kept < rate / 2 ? kept : rate / 2; /* of a very small rate */
+}
+
 /* 0: may be sent now; else the time to look again. */
 static int64_t ready_at(const struct limit *l, enum urgency urgency, int64_t now)
 {
-	int rate = effective_rate(l, now), background = 0;
+	int rate = effective_rate(l, now);
 	int64_t room;
 
 	if (now < l->shared.paused_until_ms)
@@ -242,18 +295,30 @@ static int64_t ready_at(const struct limit *l, enum urgency urgency, int64_t now
 	if (rate < 0)
 		return 0;
 	room = urgency == URGENCY_PERSON ? rate : rate - rate / PERSON_SHARE;
-	if (now < l->foreign_until_ms)
-		room -= l->foreign;
+	room -= kept_for_lesser(l, urgency, rate, now);
+	if (now < l->foreign_until_ms && l->foreign > 0) {
+		int64_t own = usual_rate(l) / OWN_SHARE;
+		room = room - l->foreign > own ? room - l->foreign : room < own ? room : own;
+	}
 	if (room < 1)
-		return l->foreign_until_ms;
+		room = 1;
 	if (l->shared.count >= room)
 		return leaves_at(l, (int)(l->shared.count - room), false);
 	if (urgency != URGENCY_BACKGROUND)
 		return 0;
+	int background = count_of(l, URGENCY_BACKGROUND);
 	int background_max = rate / BACKGROUND_SHARE > 0 ? rate / BACKGROUND_SHARE : 1;
-	for (int i = 0; i < l->shared.count; i++)
-		background += l->places[i].urgency == URGENCY_BACKGROUND;
 	return background < background_max ? 0 : leaves_at(l, background - background_max, true);
+}
+
+/* Does somebody of this process stand before those of this urgency, and might be sent now? */
+static bool stands_back(const struct limit *l, enum urgency urgency, int64_t now)
+{
+	for (const struct waiter *w = l->line; w && w->urgency < urgency; w = w->next) {
+		if (ready_at(l, w->urgency, now) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* ---- the line ---------------------------------------------------------------------------------------------- */
@@ -283,12 +348,17 @@ static void leave(struct limit *l, struct waiter *w)
 static bool try_place(struct limit *l, enum urgency urgency, uint64_t *ret_place, int64_t *ret_again_ms)
 {
 	int64_t now = l->now_ms();
-	bool may_send, counts;
+	bool may_send, counts, wants;
 
 	shared_begin(l, now);
 	*ret_again_ms = ready_at(l, urgency, now);
-	may_send = *ret_again_ms == 0;
+	may_send = *ret_again_ms == 0 && !stands_back(l, urgency, now);
+	if (*ret_again_ms == 0 && !may_send)
+		*ret_again_ms = now + 1; /* he is just being woken */
 	counts = may_send && l->rate >= 0; /* an unlimited one would only grow the file */
+	wants = !may_send && now - l->shared.wanted_ms[urgency] >= WANTED_STEP_MS;
+	if (wants)
+		l->shared.wanted_ms[urgency] = now;
 	if (counts) {
 		l->places[l->shared.count++] = (struct place){
 			.at_ms = now, .number = ++l->numbers, .owner = l->owner, .urgency = (uint16_t)urgency
@@ -297,8 +367,18 @@ static bool try_place(struct limit *l, enum urgency urgency, uint64_t *ret_place
 	} else if (may_send) {
 		*ret_place = 0;
 	}
-	shared_end(l, counts);
+	shared_end(l, counts || wants);
 	return may_send;
+}
+
+/* Of those who are as urgent, the one who came first. */
+static bool is_first(const struct limit *l, const struct waiter *w)
+{
+	const struct waiter *first = l->line;
+
+	while (first && first->urgency < w->urgency)
+		first = first->next;
+	return first == w;
 }
 
 /* Lets go of the lock for at most ms. */
@@ -324,7 +404,7 @@ static int wait_for_place(struct limit *l, struct waiter *w, int64_t deadline_ms
 
 		if (l->is_stopped || (transfer && atomic_load(&transfer->cancelled)))
 			return -ECANCELED;
-		if (l->line == w && try_place(l, w->urgency, ret_place, &again_ms))
+		if (is_first(l, w) && try_place(l, w->urgency, ret_place, &again_ms))
 			return 0;
 		if (deadline_ms != 0 && now >= deadline_ms)
 			return -EAGAIN;
@@ -404,8 +484,10 @@ static void pause_everybody(struct limit *l, int64_t retry_after_ms, int64_t now
 	pause_ms = clamp(pause_ms, PAUSE_FIRST_MS / 2, RETRY_AFTER_MS_MAX);
 	/* Several that were under way are refused together: that is one event. */
 	if (now >= s->paused_until_ms && rate > 0) {
-		s->lowered_rate = (int32_t)clamp(rate * 3 / 4, 1, LIMIT_RATE_MAX);
-		s->lowered_until_ms = now + LOWERED_MS;
+		int usual = usual_rate(l);
+		s->lowered_rate = (int32_t)clamp((int64_t)rate * LOWER_TO_PERCENT / 100, clamp(usual / LOWEST_PART, 1, usual),
+						 LIMIT_RATE_MAX);
+		s->lowered_ms = now;
 		log_warning("%s: the service says there were too many requests; nothing is sent for %lld ms, then at "
 			    "most %d a window",
 			    l->subject, (long long)pause_ms, s->lowered_rate);
@@ -445,6 +527,8 @@ void limit_look(struct limit *l, struct limit_view *ret)
 
 	shared_begin(l, now);
 	view.rate = effective_rate(l, now);
+	view.usual_rate = usual_rate(l);
+	view.foreign = now < l->foreign_until_ms ? (int)l->foreign : 0;
 	view.used = l->shared.count;
 	view.pause_ms = now < l->shared.paused_until_ms ? l->shared.paused_until_ms - now : 0;
 	shared_end(l, false);

@@ -4,6 +4,8 @@
  * outlives them; so a restart cannot spend a budget twice. A request counts from when it is sent until one window after
  * its answer came: that is what makes the other side's window hold as well, wherever between the two it counted.
  *
+ * A 429 in spite of our count means others behind the same address: it lowers the rate, which then rises again slowly.
+ *
  * Pure but for its clock: `now_ms` is asked and may be turned by hand. Threads: any. */
 #pragma once
 
@@ -28,8 +30,9 @@ enum { LIMIT_RATE_MAX = 4000 };
 int limit_new(const struct limit_options *options, struct limit **ret);
 void limit_free(struct limit *l);
 
-/* Waits for a place in the order of urgency, then arrival. BACKGROUND gets at most a fifth of the window, and a
- * twentieth is kept for PERSON alone. transfer may be NULL; its waits_for_place is set meanwhile. deadline_ms is on
+/* Waits for a place in the order of urgency, then arrival; but while somebody waits, FINISH is sure of a fifth of the
+ * window, BEGIN of a tenth and BACKGROUND of a twentieth. BACKGROUND gets at most a fifth, and a twentieth is kept for
+ * PERSON alone. transfer may be NULL; its waits_for_place is set meanwhile. deadline_ms is on
  * now_ms's scale, 0 none. 0: send, then say so with limit_answered(). -EAGAIN: no place before the deadline.
  * -ECANCELED. */
 int limit_take(struct limit *l, enum urgency urgency, int64_t deadline_ms, struct transfer *transfer,
@@ -49,6 +52,8 @@ void limit_answered(struct limit *l, uint64_t place, const struct limit_answer *
 /* How it stands, for people. */
 struct limit_view {
 	int rate;         /* places in a window, as they are now; -1: unlimited */
+	int usual_rate;   /* without the 429 that lowered it */
+	int foreign;      /* places others behind our address use, as the service last told */
 	int used;         /* of them, by all processes */
 	int waiting;      /* callers in line, of this process */
 	int64_t pause_ms; /* nobody sends for so long; 0 */

@@ -128,10 +128,14 @@ static void a_429_stops_everybody_for_as_long_as_it_says(void **state)
 	assert_false(try(l, URGENCY_PERSON));
 	limit_look(l, &view);
 	assert_int_equal(view.pause_ms, 100);
-	assert_int_equal(view.rate, 75);
+	assert_in_range(view.rate, 70, 71);
+	assert_int_equal(view.usual_rate, 100);
 	atomic_fetch_add(&hand_ms, 200);
 	assert_true(try(l, URGENCY_PERSON));
-	atomic_fetch_add(&hand_ms, 5 * 60 * 1000); /* and after a while all is as before */
+	atomic_fetch_add(&hand_ms, 6 * 60 * 1000); /* it rises ... */
+	limit_look(l, &view);
+	assert_in_range(view.rate, 78, 85);
+	atomic_fetch_add(&hand_ms, 15 * 60 * 1000); /* and after a while all is as before */
 	limit_look(l, &view);
 	assert_int_equal(view.rate, 100);
 	limit_free(l);
@@ -171,8 +175,231 @@ static void what_the_service_says_of_its_limit_is_learned(void **state)
 	int count = 0;
 	while (limit_take(l, URGENCY_PERSON, hand_now_ms(), NULL, &places[count]) == 0)
 		count++;
-	assert_int_equal(count, 7);
+	assert_int_equal(count, 8); /* a third is ours in any case */
 	limit_free(l);
+}
+
+static void while_a_lesser_urgency_waits_its_share_is_kept(void **state)
+{
+	static const struct { enum urgency urgency; int share; } cases[] = {
+		{ URGENCY_FINISH, 20 }, { URGENCY_BEGIN, 10 }, { URGENCY_BACKGROUND, 5 },
+	};
+
+	for (int i = 0; i < 3; i++) {
+		struct limit *l = limit_of(100, NULL);
+		int sent = 0;
+
+		assert_int_equal(try_many(l, URGENCY_PERSON, 200), 100);
+		/* People want all there is, for five minutes; somebody else wants something too. */
+		for (int ms = 0; ms < 300000; ms += 100) {
+			atomic_fetch_add(&hand_ms, 100);
+			sent += try(l, cases[i].urgency);
+			(void)try_many(l, URGENCY_PERSON, 5);
+		}
+		if (sent < 3 * cases[i].share) /* in the first minute there was nothing to keep */
+			fail_msg("urgency %d: %d in five minutes", cases[i].urgency, sent);
+		/* Nobody waits any more: nothing is kept. */
+		atomic_fetch_add(&hand_ms, 65000);
+		assert_int_equal(try_many(l, URGENCY_PERSON, 200), 100);
+		limit_free(l);
+	}
+}
+
+static void another_processs_people_do_not_starve_our_uploads(void **state)
+{
+	char path[] = "/tmp/test-limit-XXXXXX";
+	int fd = mkstemp(path), sent = 0;
+	struct limit *theirs = limit_of(100, path), *ours = limit_of(100, path);
+
+	assert_int_equal(try_many(theirs, URGENCY_PERSON, 200), 100);
+	for (int ms = 0; ms < 300000; ms += 250) {
+		atomic_fetch_add(&hand_ms, 250);
+		(void)try_many(theirs, URGENCY_PERSON, 5);
+		sent += try(ours, URGENCY_FINISH);
+	}
+	assert_in_range(sent, 60, 120);
+	limit_free(theirs);
+	limit_free(ours);
+	close(fd);
+	unlink(path);
+}
+
+static void whatever_others_use_a_third_is_ours(void **state)
+{
+	struct limit *l = limit_of(100, NULL);
+	const struct limit_answer answer = { .status = 200, .retry_after_ms = -1, .limit = 100, .remaining = 0 };
+	uint64_t place;
+
+	assert_int_equal(limit_take(l, URGENCY_PERSON, hand_now_ms(), NULL, &place), 0);
+	limit_answered(l, place, &answer);
+	assert_int_equal(try_many(l, URGENCY_PERSON, 100), 32);
+	limit_free(l);
+}
+
+/* ---- an hour, simulated --------------------------------------------------------------------------------------- */
+
+/* Each host has one mount. A request is a thing of some urgency that waits, is sent when the limit lets it, and counts
+ * at the server when it arrives 50 ms later. */
+enum { STEP_MS = 50, HOSTS_MAX = 3, WAITING_MAX = 4000, SERVER_RATE = 100, COPIES = 30, SESSIONS = 10, PAGES = 67 };
+
+struct server {
+	int64_t counted[SERVER_RATE]; /* the last of them, a ring */
+	int count, refused;
+	bool tells; /* X-RateLimit-* */
+};
+
+struct host {
+	struct limit *limit;
+	int64_t since[4][WAITING_MAX]; /* when each began to wait, oldest first */
+	int waiting[4], under_way[4];
+	int64_t sent_ms[4];
+	uint64_t places[4];
+	int answered, refused, done[4];
+	int64_t delay_ms[4], delay_max_ms[4];
+};
+
+static void want(struct host *h, enum urgency u, int count)
+{
+	while (count-- > 0 && h->waiting[u] < WAITING_MAX)
+		h->since[u][h->waiting[u]++] = hand_now_ms();
+}
+
+/* 0: taken; else what Retry-After says. */
+static int64_t serve(struct server *s, int64_t now, int64_t *ret_remaining)
+{
+	int in_window = 0;
+	int64_t oldest = now;
+
+	for (int i = 0; i < SERVER_RATE && i < s->count; i++) {
+		if (s->counted[i] > now - 60000) {
+			in_window++;
+			oldest = s->counted[i] < oldest ? s->counted[i] : oldest;
+		}
+	}
+	if (in_window >= SERVER_RATE) {
+		s->refused++;
+		return (oldest + 60000 - now + 999) / 1000 * 1000;
+	}
+	s->counted[s->count++ % SERVER_RATE] = now;
+	*ret_remaining = SERVER_RATE - in_window - 1;
+	return 0;
+}
+
+/* One step of one host: of each urgency one request may be under way at a time here. */
+static void step(struct host *h, struct server *s)
+{
+	for (int u = 0; u < 4; u++) {
+		int64_t now = hand_now_ms();
+		if (h->under_way[u] && now >= h->sent_ms[u] + STEP_MS) {
+			int64_t remaining = -1, refused_ms = serve(s, now, &remaining);
+			const struct limit_answer answer = { .status = refused_ms ? 429 : 200,
+							     .retry_after_ms = refused_ms ? refused_ms : -1,
+							     .limit = s->tells ? SERVER_RATE : -1,
+							     .remaining = s->tells && !refused_ms ? remaining : -1 };
+			limit_answered(h->limit, h->places[u], &answer);
+			h->under_way[u] = 0;
+			h->refused += refused_ms > 0;
+			h->answered += refused_ms == 0;
+			if (!refused_ms) {
+				int64_t delay_ms = now - h->since[u][0];
+				h->delay_ms[u] += delay_ms;
+				h->delay_max_ms[u] = delay_ms > h->delay_max_ms[u] ? delay_ms : h->delay_max_ms[u];
+				h->done[u]++;
+				memmove(h->since[u], h->since[u] + 1, sizeof(h->since[u][0]) * (size_t)--h->waiting[u]);
+				if (u == URGENCY_BEGIN)
+					want(h, URGENCY_FINISH, 1); /* its bytes are there */
+			}
+		}
+		if (!h->under_way[u] && h->waiting[u] &&
+		    limit_take(h->limit, (enum urgency)u, now, NULL, &h->places[u]) == 0) {
+			h->under_way[u] = 1;
+			h->sent_ms[u] = now;
+		}
+	}
+}
+
+/* What the programs of one host ask for: every minute a listing of all sessions, which costs a walk each the first time and a
+ * probe later; copies in the first ten minutes; and polling meanwhile. */
+static void live(struct host *h, int64_t ms)
+{
+	if (ms == 0)
+		want(h, URGENCY_PERSON, SESSIONS * PAGES);
+	else if (ms % 60000 == 0 && h->waiting[URGENCY_PERSON] < SESSIONS)
+		want(h, URGENCY_PERSON, SESSIONS);
+	if (ms % 20000 == 10000 && ms < COPIES * 20000)
+		want(h, URGENCY_BEGIN, 1);
+	if (ms % 30000 == 0 && h->waiting[URGENCY_BACKGROUND] < SESSIONS)
+		want(h, URGENCY_BACKGROUND, SESSIONS / 2);
+}
+
+static void simulate(struct host *hosts, int count, struct server *s)
+{
+	for (int i = 0; i < count; i++)
+		hosts[i] = (struct host){ .limit = limit_of(90, NULL) };
+	for (int64_t ms = 0; ms < 3600000; ms += STEP_MS) {
+		for (int i = 0; i < count; i++)
+			live(&hosts[i], ms);
+		for (int i = 0; i < count; i++) /* nobody is always first */
+			step(&hosts[(i + ms / STEP_MS) % count], s);
+		atomic_fetch_add(&hand_ms, STEP_MS);
+	}
+	for (int i = 0; i < count; i++)
+		limit_free(hosts[i].limit);
+}
+
+static void in_an_hour_of_one_host_no_429_is_seen_and_uploads_go_on(void **state)
+{
+	struct host *h = calloc(1, sizeof(*h));
+	struct server s = { 0 };
+
+	simulate(h, 1, &s);
+	print_message("     an hour, one host: %d requests, %d refused; %d copies, a first step waited %.1f s on average (%.1f s at most), "
+		      "a last one %.1f s (%.1f s)\n",
+		      h->answered, s.refused, h->done[URGENCY_FINISH], h->delay_ms[URGENCY_BEGIN] / 1000.0 / COPIES,
+		      h->delay_max_ms[URGENCY_BEGIN] / 1000.0, h->delay_ms[URGENCY_FINISH] / 1000.0 / COPIES,
+		      h->delay_max_ms[URGENCY_FINISH] / 1000.0);
+	assert_int_equal(s.refused, 0);
+	assert_int_equal(h->done[URGENCY_FINISH], COPIES);
+	assert_true(h->delay_max_ms[URGENCY_BEGIN] <= 61000 && h->delay_max_ms[URGENCY_FINISH] <= 61000);
+	assert_true(h->done[URGENCY_PERSON] >= SESSIONS * PAGES + 40 * SESSIONS);
+	free(h);
+}
+
+/* Three hosts that share nothing but the address, and all want more than there is. */
+static void three_hosts_share_an_address(bool tells)
+{
+	struct host *hosts = calloc(HOSTS_MAX, sizeof(*hosts));
+	struct server s = { .tells = tells };
+	int least = INT32_MAX, total = 0;
+
+	for (int i = 0; i < HOSTS_MAX; i++)
+		hosts[i].limit = limit_of(90, NULL);
+	for (int64_t ms = 0; ms < 3600000; ms += STEP_MS) {
+		for (int i = 0; i < HOSTS_MAX; i++) {
+			struct host *h = &hosts[(i + ms / STEP_MS) % HOSTS_MAX];
+			if (h->waiting[URGENCY_PERSON] < 10 && ms >= 120000 * (h - hosts)) /* they begin at different times */
+				want(h, URGENCY_PERSON, 100);
+			step(h, &s);
+		}
+		atomic_fetch_add(&hand_ms, STEP_MS);
+	}
+	for (int i = 0; i < HOSTS_MAX; i++) {
+		total += hosts[i].answered;
+		least = hosts[i].answered < least ? hosts[i].answered : least;
+		limit_free(hosts[i].limit);
+	}
+	print_message("     an hour, three hosts at one address%s: %d requests, %d refused (%.1f %%); the slowest host had %.0f %% of "
+		      "the budget\n",
+		      tells ? ", X-RateLimit-* told" : "", total, s.refused, 100.0 * s.refused / total, 100.0 * least / (60 * SERVER_RATE));
+	assert_true(least * 4 >= 60 * SERVER_RATE);
+	assert_true(s.refused * 50 <= total);
+	free(hosts);
+}
+
+static void in_an_hour_of_three_hosts_few_429s_are_seen_and_the_slowest_has_a_quarter(void **state)
+{
+	three_hosts_share_an_address(false);
+	three_hosts_share_an_address(true);
 }
 
 static void without_a_limit_nobody_waits(void **state)
@@ -382,6 +609,11 @@ int main(void)
 		TEST(a_429_stops_everybody_for_as_long_as_it_says),
 		TEST(a_429_that_says_nothing_is_waited_out_longer_each_time),
 		TEST(what_the_service_says_of_its_limit_is_learned),
+		TEST(while_a_lesser_urgency_waits_its_share_is_kept),
+		TEST(another_processs_people_do_not_starve_our_uploads),
+		TEST(whatever_others_use_a_third_is_ours),
+		TEST(in_an_hour_of_one_host_no_429_is_seen_and_uploads_go_on),
+		TEST(in_an_hour_of_three_hosts_few_429s_are_seen_and_the_slowest_has_a_quarter),
 		TEST(without_a_limit_nobody_waits),
 		TEST(a_window_is_shared_and_outlives_its_process),
 		TEST(a_damaged_file_errs_on_the_side_of_waiting_and_never_for_long),

@@ -30,6 +30,7 @@
 
 enum {
 	LOOK_MS = 100,         /* how often one in line looks whether he was cancelled */
+	LOOK_SOON_MS = 20,     /* ... while somebody more urgent is about to be sent */
 	LOOK_LONG_MS = 1000,   /* ... when nobody can cancel him: for other processes' pauses */
 	PAUSE_FIRST_MS = 1000, /* after a 429 that does not say how long */
 	PAUSE_MS_MAX = 60 * 1000,
@@ -353,8 +354,10 @@ static bool try_place(struct limit *l, enum urgency urgency, uint64_t *ret_place
 	shared_begin(l, now);
 	*ret_again_ms = ready_at(l, urgency, now);
 	may_send = *ret_again_ms == 0 && !stands_back(l, urgency, now);
-	if (*ret_again_ms == 0 && !may_send)
-		*ret_again_ms = now + 1; /* he is just being woken */
+	if (*ret_again_ms == 0 && !may_send) {
+		*ret_again_ms = now + LOOK_SOON_MS;
+		pthread_cond_broadcast(&l->moved); /* he may not know it yet */
+	}
 	counts = may_send && l->rate >= 0; /* an unlimited one would only grow the file */
 	wants = !may_send && now - l->shared.wanted_ms[urgency] >= WANTED_STEP_MS;
 	if (wants)

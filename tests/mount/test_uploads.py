@@ -73,6 +73,23 @@ class LinksAhead(SharedMount):
         self.assertEqual([], self.sandbox.hashes(self.session))
 
 
+class Background(SharedMount):
+    options = {"naming": "session", "upload": "background"}
+
+    def test_what_is_removed_while_its_last_step_is_under_way_leaves_nothing_behind(self):
+        for n in range(5):
+            since, path = self.sandbox.last_request(), os.path.join(self.dir, "scan.pdf")
+            self.sandbox.fault(route="upload", action="stall", ms=300, when="after")
+            write(path, os.urandom(5000))
+            wait_for(lambda: "upload" in steps(self.sandbox, since), 10, "its last step is under way")
+            os.unlink(path)
+            wait_for(lambda: self.mount.status()["waiting"] == 0, 20, "nothing waits")
+            wait_for(lambda: not self.sandbox.hashes(self.session), 20, "it is detached")
+        write(path, data := os.urandom(5000))
+        wait_for(lambda: self.mount.status()["waiting"] == 0, 20, "nothing waits")
+        self.assert_one_document("scan.pdf", data)
+
+
 class Settling(SharedMount):
     options = {"settle": "2s", "naming": "session"}
 

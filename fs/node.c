@@ -103,13 +103,104 @@ int entry_drop_own(struct entry *e)
 	return 0;
 }
 
+/* ---- memory of entries ------------------------------------------------------------------------------------- */
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define IS_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED
+#endif
+#ifdef IS_SANITIZED
+enum { HAS_BLOCKS = false }; /* each entry by itself, so that a use after its end is seen */
+#else
+enum { HAS_BLOCKS = true };
+#endif
+
+enum { BLOCK_BYTES = 64 * 1024 };
+
+struct entry_block {
+	struct entry_block *next;
+	_Alignas(ENTRY_STEP_BYTES) char bytes[];
+};
+
+static size_t entry_bytes(const char *name)
+{
+	size_t bytes = offsetof(struct entry, first_name) + strlen(name) + 1;
+
+	return bytes > sizeof(struct entry) ? bytes : sizeof(struct entry);
+}
+
+/* In steps; 0: too large for the blocks. */
+static size_t size_of(size_t bytes)
+{
+	size_t n = (bytes + ENTRY_STEP_BYTES - 1) / ENTRY_STEP_BYTES;
+
+	return HAS_BLOCKS && n < ENTRY_SIZES ? n : 0;
+}
+
+/* Zeroed, but for the name. */
+static struct entry *entry_alloc(struct entry_blocks *b, const char *name)
+{
+	size_t bytes = entry_bytes(name), n = size_of(bytes);
+	struct entry *e = NULL;
+
+	if (n == 0) {
+		e = malloc(bytes);
+	} else if (b->spare[n]) {
+		e = b->spare[n];
+		b->spare[n] = *(void **)b->spare[n];
+	} else {
+		if (b->left_bytes < n * ENTRY_STEP_BYTES) {
+			struct entry_block *block = malloc(BLOCK_BYTES);
+			if (!block)
+				return NULL;
+			block->next = b->first; /* the rest of that one is lost: less than an entry */
+			b->first = block;
+			b->at = block->bytes;
+			b->left_bytes = BLOCK_BYTES - offsetof(struct entry_block, bytes);
+		}
+		e = (struct entry *)(void *)b->at;
+		b->at += n * ENTRY_STEP_BYTES;
+		b->left_bytes -= n * ENTRY_STEP_BYTES;
+	}
+	if (!e)
+		return NULL;
+	memset(e, 0, sizeof(*e));
+	memcpy(e->first_name, name, strlen(name) + 1);
+	return e;
+}
+
+static void entry_give_back(struct entry_blocks *b, struct entry *e)
+{
+	size_t n = size_of(entry_bytes(e->first_name));
+
+	if (n == 0) {
+		free(e);
+		return;
+	}
+	*(void **)e = b->spare[n];
+	b->spare[n] = e;
+}
+
+static void blocks_release(struct entry_blocks *b)
+{
+	for (struct entry_block *next, *block = b->first; block; block = next) {
+		next = block->next;
+		free(block);
+	}
+	*b = (struct entry_blocks){ 0 };
+}
+
 static void free_name(struct entry *e, char *name)
 {
 	if (name != e->first_name)
 		free(name);
 }
 
-static void entry_free(struct entry *e)
+static void entry_free(struct tree *t, struct entry *e)
 {
 	local_free(e->local);
 	entry_clear_id(e);
@@ -117,7 +208,7 @@ static void entry_free(struct entry *e)
 	if (e->past != &no_past)
 		free((struct entry_past *)e->past);
 	free_name(e, e->name);
-	free(e);
+	entry_give_back(&t->blocks, e);
 }
 
 static void snapshot_release_items(struct tree *t, struct snapshot *s)
@@ -141,14 +232,14 @@ static void folder_free(struct folder *f)
 }
 
 /* As the tree ends: everything goes, whoever held it. */
-static void node_free(struct node *n)
+static void node_free(struct tree *t, struct node *n)
 {
 	switch (n->kind) {
 	case NODE_FOLDER:
 		folder_free((struct folder *)n);
 		break;
 	case NODE_ENTRY:
-		entry_free((struct entry *)n);
+		entry_free(t, (struct entry *)n);
 		break;
 	case NODE_LINK:
 		free(((struct link *)n)->target);
@@ -172,8 +263,9 @@ void tree_release(struct tree *t)
 		}
 	}
 	for (size_t at = 0; (n = index_next(&t->nodes, &at));)
-		node_free(n);
+		node_free(t, n);
 	index_release(&t->nodes);
+	blocks_release(&t->blocks);
 	pthread_mutex_destroy(&t->lock);
 }
 
@@ -206,7 +298,7 @@ static void node_free_if_unknown(struct tree *t, struct node *n)
 	index_remove(&t->nodes, n);
 	if (s)
 		snapshot_drop(t, s);
-	node_free(n);
+	node_free(t, n);
 	if (f)
 		node_drop(t, &f->node);
 }
@@ -447,17 +539,16 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 /* Not in the names yet. */
 static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
 {
-	size_t name_bytes = strlen(name) + 1, bytes = offsetof(struct entry, first_name) + name_bytes;
-	struct entry *e = calloc(1, bytes > sizeof(*e) ? bytes : sizeof(*e));
+	struct entry *e = entry_alloc(&t->blocks, name);
 	if (!e)
 		return NULL;
 	e->node = (struct node){ .ino = ino, .kind = NODE_ENTRY, .holds = 1 };
 	e->folder = f;
 	e->document = -1;
 	e->past = &no_past;
-	e->name = memcpy(e->first_name, name, name_bytes);
+	e->name = e->first_name;
 	if (index_put(&t->nodes, &e->node) < 0) {
-		entry_free(e);
+		entry_free(t, e);
 		return NULL;
 	}
 	node_hold(&f->node);
@@ -469,7 +560,7 @@ static void entry_undo(struct tree *t, struct entry *e)
 {
 	struct folder *f = e->folder;
 	index_remove(&t->nodes, &e->node);
-	entry_free(e);
+	entry_free(t, e);
 	node_drop(t, &f->node);
 }
 

@@ -86,7 +86,7 @@ struct entry_past {
 struct entry {
 	struct node node; /* first */
 	struct folder *folder;
-	char *name;              /* constant while the entry is in folder->names; entry_set_name() */
+	char *name;              /* constant while the entry is in folder->names; owned unless it is first_name */
 	char *document_id;       /* set while document < 0 and the entry stands for one; entry_clear_id() */
 	struct listing *own;     /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
 	struct entry *same;      /* the next entry for the same listed document */
@@ -171,8 +171,19 @@ struct link {
 	char *target;
 };
 
+/* Where entries come from: blocks of their own, so that what is read beside them leaves no holes between them. A block is kept until the
+ * tree ends; what is freed in it is used again for entries of the same size. */
+enum { ENTRY_STEP_BYTES = 16, ENTRY_SIZES = 32 };
+struct entry_blocks {
+	struct entry_block *first;
+	char *at;                  /* in the first: what was not given out yet */
+	size_t left_bytes;
+	void *spare[ENTRY_SIZES];  /* by size, each with the address of the next in it */
+};
+
 struct tree {
 	pthread_mutex_t lock;
+	struct entry_blocks blocks;
 	struct index nodes;        /* by ino */
 	struct folder *first_folder; /* session folders, shown, in the order they came */
 	struct folder *first_failed;

@@ -857,6 +857,8 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 	return e == SQLITE_DONE ? 0 : failed(s, "entries", e);
 }
 
+enum { LARGE_COUNT = 1000 };
+
 int state_save_entries(struct state *s, const char *session_id, const struct known_entry *entries, int count)
 {
 	SCOPED_LOCK(&s->lock);
@@ -890,7 +892,11 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 		bind_number(statement, 9, entries[i].learned_bytes, &e);
 		r = run(s, statement, e);
 	}
-	return r < 0 ? r : transaction_end(&t);
+	if (r == 0)
+		r = transaction_end(&t);
+	if (count >= LARGE_COUNT)
+		(void)sqlite3_db_release_memory(s->db); /* megabytes, and nobody reads them back before the next mount */
+	return r;
 }
 
 int state_remove_entries(struct state *s, const uint64_t *inos, int count)

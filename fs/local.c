@@ -828,9 +828,8 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	bool was_there = was_there_before(f, item, &d), was_ours = is_ours(f, d.id);
 	/* An archive has become others, which show under names of their own: nothing stands for it. */
 	bool was_unpacked = document_extra(&d, "parent") != NULL;
-	if (!was_unpacked && e->is_shown) /* a name that went stands for nothing, and must not be found by its document */
-		/* One that was removed meanwhile is in none of its folder's indexes, and must not come into one: it is freed soon. */
-	if (e->is_shown)
+	/* One that was removed meanwhile is in none of its folder's indexes, and must not come into one: it is freed soon. */
+	if (!was_unpacked && e->is_shown)
 		(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
 	if (!was_unpacked && !was_there && !was_ours && e->is_shown)
 		other_count = hide_other_names(m, f, e, d.id, others);

@@ -472,7 +472,8 @@ class FullDisk(MountCase):
         self.assertNotEqual(0, self.mount.command("retry", kept).status)
         with self.assertRaises(OSError):
             os.rename(kept, os.path.join(self.dir, "big.pdf"))
-        self.assertEqual([], self.sandbox.writes(before))
+        # A link may have been asked for while the bytes came.
+        self.assertEqual([], [r for r in self.sandbox.writes(before) if r["route"] != "sign"])
         os.unlink(kept)
         small = write(os.path.join(self.sources, "small.pdf"), paper_bytes())
         wait_for(lambda: run(["cp", small, self.dir]).status == 0, 10, "there is room again")

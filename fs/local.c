@@ -257,10 +257,12 @@ int64_t local_expire(struct mount *m)
 		do {
 			due = NULL;
 			for (size_t at = 0; f->local_count > 0 && !due && (e = index_next(&f->names, &at));) {
-				const struct local *l = e->local;
+				struct local *l = e->local;
 				if (!l || l->kind != FILE_SCRATCH || !l->has_row || l->handles > 0 || l->pins > 0 || l->is_submitted ||
 				    l->is_held_back || l->counted_out || !name_is_scratch(m->rules, e->name))
 					continue;
+				if (l->saved_wall_ms == 0) /* the engine wrote its row, when it gave it back */
+					l->saved_wall_ms = now;
 				int64_t left_ms = l->saved_wall_ms + SCRATCH_LIFE_MS - now;
 				if (left_ms <= 0)
 					due = e;

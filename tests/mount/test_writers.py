@@ -291,15 +291,15 @@ def told_or_not(writer):
 
 
 class AServiceThatRefuses(AllAtOnce):
-    """422 to every upload call."""
+    """A refusal of every upload call."""
     fault = "refused at the last step"
     options = {"ttl": "10m", "naming": "session"}
-    notices = [r"refus|422|could not be processed|unsupported|failed"]
+    notices = [r"refus|422|400|could not be processed|unsupported|failed"]
 
     @classmethod
     def spoil(cls):
-        cls.sandbox.fault(method="POST", path="/documents/upload$", status=422, times=0, body={
-            "message": "The file could not be read.", "errors": {"file": ["The file could not be read."]}})
+        status, body = cls.sandbox.refusal
+        cls.sandbox.fault(method="POST", path=cls.sandbox.upload_path, status=status, times=0, body=body)
 
     def check(self, writer):
         job, done, place = self.look()
@@ -324,7 +324,7 @@ class AServiceThatIsBusy(AllAtOnce):
 
     @classmethod
     def spoil(cls):
-        for route, times in (("sign", 12), ("upload", 8)):
+        for route, times in ((cls.sandbox.upload_writes[0], 12), (cls.sandbox.upload_writes[-1], 8)):
             cls.sandbox.fault(route=route, status=429, times=times, headers={"Retry-After": "1"}, body={"message": "Too Many Attempts."})
 
     def check(self, writer):
@@ -521,14 +521,14 @@ class Settling(SharedMount):
             self.assertLess(done.seconds, self.seconds, "its close waited for the upload")
         wait_for(lambda: self.sandbox.hashes(self.session), self.seconds + 10, "it has settled and is there")
         self.assert_one_document(NAME, b"".join(map(read, pieces)))
-        self.assertEqual(1, len([r for r in self.sandbox.writes(before) if r["origin"] == "storage"]))
+        self.assertEqual(self.sandbox.upload_writes, [r["route"] for r in self.sandbox.writes(before)])
 
     def test_a_piece_that_comes_after_it_was_sent_is_refused_and_the_document_stays(self):
         path = os.path.join(self.dir, NAME)
         data = paper_bytes()
         write(path, data)
         wait_for(lambda: self.sandbox.hashes(self.session), self.seconds + 10, "it has settled and is there")
-        wait_for(lambda: attribute(path, "state") == "stored", 10, "stored")
+        wait_for(lambda: attribute(path, "state") == self.sandbox.uploaded[1], 10, "its state is " + self.sandbox.uploaded[1])
         self.assertEqual(1, run("echo more >> '%s'" % path).status)
         self.assert_one_document(NAME, data)
 

@@ -215,6 +215,26 @@ static void run_chain(void *arg)
 		atomic_fetch_add(&c->refused, 1);
 }
 
+/* One thread keeps the time of the later job, and another is idle: that one being woken does not tell the first. */
+static void a_job_due_sooner_is_not_kept_waiting_by_one_due_later(void **state)
+{
+	struct notes n = notes_new();
+	struct pool *p = pool_new("test", 2);
+
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pool_run(p, run_job, job_new(&n, i, 50)), 0);
+	(void)usleep(150000);
+	assert_int_equal(count_of(&n), 2); /* two idle threads */
+	assert_int_equal(pool_run_later(p, 60000, run_job, drop_job, job_new(&n, 9, 0)), 0);
+	(void)usleep(50000); /* one of them keeps its time */
+	assert_int_equal(pool_run_later(p, 50, run_job, drop_job, job_new(&n, 2, 0)), 0);
+	for (int i = 0; i < 400 && count_of(&n) < 3; i++)
+		(void)usleep(10000);
+	assert_int_equal(count_of(&n), 3);
+	pool_free(p);
+	assert_int_equal(n.dropped, 1);
+}
+
 static void a_job_may_queue_another_until_the_pool_ends(void **state)
 {
 	struct chain c = { .pool = pool_new("chain", 2) };
@@ -309,6 +329,7 @@ int main(void)
 		cmocka_unit_test(delayed_jobs_run_in_the_order_of_their_times_and_never_early),
 		cmocka_unit_test(a_delayed_job_is_not_held_up_by_a_long_one_while_there_are_threads),
 		cmocka_unit_test(a_job_wakes_the_thread_that_waits_for_a_later_one),
+		cmocka_unit_test(a_job_due_sooner_is_not_kept_waiting_by_one_due_later),
 		cmocka_unit_test(a_job_may_queue_another_until_the_pool_ends),
 		cmocka_unit_test(many_threads_may_queue_at_once),
 		cmocka_unit_test(threads_start_when_needed_and_end_after_ten_idle_seconds),

@@ -232,6 +232,9 @@ int pool_run_later(struct pool *p, int64_t delay_ms, pool_fn *fn, pool_fn *drop,
 		at = &(*at)->next;
 	j->next = *at;
 	*at = j;
+	/* Whoever keeps the times keeps them for the job that was the next until now. */
+	if (p->delayed == j && p->has_keeper)
+		pthread_cond_signal(&p->timer);
 	return 0;
 }
 

@@ -35,6 +35,8 @@ enum {
 	WINDOW_MS = 60 * 1000,
 	LINK_MS = 4 * 60 * 1000,     /* an upload link lives for 5 minutes; an older one is not even tried */
 	REFUSED_MS = 10 * 60 * 1000, /* so long a 403 to a side question is believed */
+	AHEAD_MIN = 2,
+	AHEAD_SPARED = 8, /* places left to others while there are more */
 	AHEAD_MAX = 32,              /* pages of one listing under way at a time: 1,000 documents in three turns */
 	RELAY_MS = 100,
 	BATCH_MAX = 20,
@@ -1063,6 +1065,19 @@ static void ahead_wait(struct ahead *a, const struct walk *w, const struct page_
 	ahead_relay(a, w, give_up);
 }
 
+/* How many pages may be under way: while the budget is short, few stand in line, so that a person who wants one page is not
+ * behind thirty of somebody else's. */
+static int pages_at_once(struct raydocs *s)
+{
+	struct limit_view limit;
+
+	limit_look(s->limit, &limit);
+	if (limit.rate < 0)
+		return AHEAD_MAX;
+	int free = limit.rate - limit.used - limit.foreign - limit.waiting - AHEAD_SPARED;
+	return free < AHEAD_MIN ? AHEAD_MIN : free > AHEAD_MAX ? AHEAD_MAX : free;
+}
+
 /* From page 2 on, several under way at a time, read in their order. */
 static int walk_together(struct walk *w, int64_t asked_ms)
 {
@@ -1075,7 +1090,8 @@ static int walk_together(struct walk *w, int64_t asked_ms)
 	for (int page = 2; r == 0 && !is_last; page++) {
 		struct page_ahead *p = &a.pages[page % AHEAD_MAX];
 
-		while (sent < page || (sent < w->pages && sent < page + AHEAD_MAX - 1))
+		int at_once = pages_at_once(w->s);
+		while (sent < page || (sent < w->pages && sent < page + at_once - 1))
 			ahead_send(&a, w, ++sent);
 		ahead_wait(&a, w, p, false);
 		r = p->r;

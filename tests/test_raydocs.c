@@ -45,16 +45,21 @@ static const char *option(void *arg, const char *name, int nth)
 	return strcmp(name, "naming") == 0 && nth == 0 ? p->naming : NULL;
 }
 
-static void backend_begin(struct place *p, const char *naming)
+static void backend_begin_with(struct place *p, const char *naming, int rate_per_min)
 {
 	struct backend_config config = { .service = "raydocs", .url = sandbox_url(p->box, "api"),
 					 .read_credentials = read_credentials, .option = option, .arg = p,
-					 .rate_per_min = -1, .scratch_dir = "/tmp" };
+					 .rate_per_min = rate_per_min, .scratch_dir = "/tmp" };
 	CLEANUP(buf_release) struct buf why = BUF(1000);
 
 	backend_close(p->b);
 	p->naming = naming;
 	assert_int_equal(backend_open(&config, &why, &p->b), 0);
+}
+
+static void backend_begin(struct place *p, const char *naming)
+{
+	backend_begin_with(p, naming, -1);
 }
 
 static int setup(void **state)
@@ -304,6 +309,37 @@ static void several_pages_are_under_way_at_a_time(void **state)
 		snprintf(before, sizeof(before), "document-%06d.pdf", i + 1);
 		assert_string_equal(name_of(l, i, &doc), before);
 	}
+}
+
+static void *list_in_thread(void *arg)
+{
+	struct place *p = arg;
+	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + 1000 };
+	CLEANUP(listing_release) struct listing *l = NULL;
+
+	(void)backend_list_documents(p->b, &call, p->session, NULL, &l); /* its time is up before it is done */
+	return NULL;
+}
+
+static void while_the_budget_is_short_a_walk_has_few_pages_in_line(void **state)
+{
+	struct place *p = *state;
+	CLEANUP(buf_release) struct buf told = BUF(1000);
+	pthread_t thread;
+	int waiting = 0;
+
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 900), 0);
+	backend_begin_with(p, NULL, 20);
+	assert_int_equal(pthread_create(&thread, NULL, list_in_thread, p), 0);
+	for (int i = 0; i < 100 && !waiting; i++) {
+		(void)usleep(20000);
+		buf_clear(&told);
+		backend_tell_state(p->b, &told);
+		const char *at = strstr(buf_text(&told), "used in this minute, ");
+		waiting = at ? (int)strtol(at + strlen("used in this minute, "), NULL, 10) : 0;
+	}
+	assert_in_range(waiting, 1, 3);
+	assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
 static void a_page_that_fails_fails_the_listing_and_ends_what_is_under_way(void **state)
@@ -1224,6 +1260,7 @@ int main(void)
 		TEST(a_list_without_order_is_complete_all_the_same),
 		TEST(pages_are_shown_as_they_come),
 		TEST(several_pages_are_under_way_at_a_time),
+		TEST(while_the_budget_is_short_a_walk_has_few_pages_in_line),
 		TEST(a_page_that_fails_fails_the_listing_and_ends_what_is_under_way),
 		TEST(an_unchanged_session_costs_one_request),
 		TEST(one_new_document_costs_two_requests_in_whatever_order_they_come),

@@ -506,7 +506,7 @@ class Settling(SharedMount):
     """settle=: what is written in pieces is one document."""
     seconds = 5 if SLOW else 2
     pause = 2 if SLOW else 0.7
-    options = {"settle": str(seconds)}
+    options = {"settle": str(seconds), "naming": "session"}
 
     def test_three_appends_with_pauses_are_one_document(self):
         before = self.sandbox.last_request()

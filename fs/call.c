@@ -11,6 +11,8 @@
 #include "client/base/log.h"
 #include "fs/mount_impl.h"
 
+#define RENAME_LOOK_MS 100 /* for the end of an upload whose last step was sent */
+
 /* One such call under way. Everything is held until it is answered. */
 struct change_call {
 	struct mount *m;
@@ -776,6 +778,35 @@ static void rename_done(struct change_call *c, int r)
 	call_done(c, r);
 }
 
+static void rename_local_job(void *arg);
+
+static void rename_give_up(void *arg)
+{
+	rename_done(arg, -EBUSY);
+}
+
+/* Its last step was sent under the old name: once it is a document it can be moved to another session as one. */
+static bool rename_later(struct change_call *c)
+{
+	struct mount *m = c->m;
+
+	pthread_mutex_lock(&m->tree.lock);
+	bool can_wait = c->folder != c->to && c->to->kind == FOLDER_SESSION && m->options->remove == REMOVE_YES && m->caps->attaches &&
+			!c->is_answered && clock_now_ms() < c->deadline_ms && !name_is_scratch(m->rules, c->new_name);
+	pthread_mutex_unlock(&m->tree.lock);
+	return can_wait && pool_run_later(m->calls, RENAME_LOOK_MS, rename_local_job, rename_give_up, c) == 0;
+}
+
+/* It has become a document since the rename was begun. tree.lock held. */
+static bool is_document_to_move(const struct change_call *c)
+{
+	const struct entry *e = c->entry;
+
+	return c->folder != c->to && e->folder == c->folder && e->is_shown && (!e->local || e->local->counted_out) &&
+	       entry_document_id(e) && c->to->kind == FOLDER_SESSION && c->m->options->remove == REMOVE_YES && c->m->caps->attaches &&
+	       !c->is_answered && !folder_find(c->to, c->new_name);
+}
+
 static void rename_local_job(void *arg)
 {
 	struct change_call *c = arg;
@@ -784,6 +815,13 @@ static void rename_local_job(void *arg)
 	bool is_done = false;
 	int r = 0;
 
+	pthread_mutex_lock(&m->tree.lock);
+	bool moves = is_document_to_move(c);
+	pthread_mutex_unlock(&m->tree.lock);
+	if (moves) {
+		move_document_job(c);
+		return;
+	}
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_over_local = c->target && c->target->local && !c->target->local->counted_out;
 	bool is_under_way = e->local && e->local->is_submitted;
@@ -797,6 +835,8 @@ static void rename_local_job(void *arg)
 		r = rename_over_document(c, &is_done);
 	if (r == 0 && !is_done && is_under_way) {
 		r = rename_under_way(c);
+		if (r == -EBUSY && rename_later(c))
+			return;
 		is_done = true;
 	}
 	if (r < 0 || is_done) {

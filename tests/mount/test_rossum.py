@@ -69,7 +69,6 @@ class UnderWay(RossumCase):
         wait_for(lambda: self.sandbox.hashes(self.queue) == [sha256_of(data)], 30, "one is left")
         self.assertEqual(["a.pdf"], os.listdir(self.dir))
 
-    @unittest.expectedFailure  # EBUSY, as of now: the rename does not wait for the upload's end
     def test_what_is_moved_when_its_bytes_were_sent_arrives_where_it_was_moved_to(self):
         data = paper_bytes()
         self.begin_upload("a.pdf", data, queues=("Invoices", "Other"))

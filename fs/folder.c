@@ -332,9 +332,7 @@ static char *take_session(struct mount *m, struct folder *f, struct session *fre
 		choose_folder_name(m, fresh, name);
 		new_name = strcmp(name, f->name) != 0 ? strdup(name) : NULL;
 		if (new_name) {
-			old_name = f->name;
-			f->name = new_name;
-			m->tree.root_shape++;
+			old_name = tree_rename_folder(&m->tree, f, new_name);
 			notice_entry(m, NULL, old_name);
 			notice_inode(m, INO_ROOT);
 		}

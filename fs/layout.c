@@ -57,14 +57,38 @@ static void choose_name(const struct folder *f, const struct document *d, char r
 	}
 }
 
+/* The hashes of what is being sent from a folder; looked for once, since there may be as many names as documents. */
+struct expected {
+	const char **hashes; /* borrowed texts, owned array */
+	int count;
+};
+
 /* Is it, by its bytes, what a file here is just becoming? Then that name is its name, and no other is given. */
-static bool is_expected(const struct folder *f, const struct document *d)
+static bool is_expected(const struct expected *x, const struct document *d)
 {
-	struct entry *e;
-	for (size_t at = 0; f->local_count > 0 && d->sha256 && (e = index_next(&f->names, &at));)
-		if (e->local && e->local->is_submitted && strcmp(e->local->sent_sha256, d->sha256) == 0)
+	for (int i = 0; i < x->count && d->sha256; i++)
+		if (strcmp(x->hashes[i], d->sha256) == 0)
 			return true;
 	return false;
+}
+
+/* Without memory a document may show under a second name for a while. */
+static struct expected expected_find(const struct folder *f)
+{
+	struct expected x = { 0 };
+	struct entry *e;
+	int left = f->local_count;
+
+	for (size_t at = 0; left > 0 && (e = index_next(&f->names, &at));) {
+		left -= e->local != NULL;
+		if (!e->local || !e->local->is_submitted)
+			continue;
+		if (!x.hashes)
+			x.hashes = calloc((size_t)f->local_count + 1, sizeof(*x.hashes));
+		if (x.hashes && x.count < f->local_count)
+			x.hashes[x.count++] = e->local->sent_sha256;
+	}
+	return x;
 }
 
 static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d, uint64_t (*next_ino)(void *arg), void *arg)
@@ -187,9 +211,7 @@ static int show_unlisted(struct tree *t, struct folder *f, const char *id, struc
 	struct entry *e;
 	int r = -ENOENT;
 
-	for (size_t at = 0; (e = index_next(&f->unlisted, &at));) {
-		if (strcmp(e->document_id, id) != 0)
-			continue;
+	for (size_t at = 0; (e = folder_next_unlisted(f, id, &at));) {
 		int one = show_again(t, f, e, c);
 		if (one == 0 || (one < 0 && one != -ENOENT))
 			r = one;
@@ -206,11 +228,12 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 
 	if (!new)
 		return -ENOMEM;
+	struct expected x = expected_find(f);
 	for (int i = 0; i < n && r == 0; i++) {
 		struct document d;
 		listing_get(page, i, &d);
 		struct entry *e = folder_find_document(f, d.id);
-		if (!e && is_expected(f, &d))
+		if (!e && is_expected(&x, &d))
 			continue;
 		if (!e) {
 			new[count++] = (struct newcomer){ i, d.created_ms, d.id };
@@ -231,6 +254,7 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 	}
 	if (r == 0)
 		r = add_newcomers(t, f, page, new, count, NULL, next_ino, arg, &c);
+	free(x.hashes);
 	free(new);
 	*ret = c;
 	return r;
@@ -304,6 +328,7 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 	if (f->unlisted.used == 0)
 		index_release(&f->unlisted); /* during a first walk all were in it */
 	/* Newcomers choose their names last, when it is known who keeps one. */
+	struct expected x = expected_find(f);
 	for (int i = 0; i < n && r == 0; i++) {
 		struct document d;
 		listing_get(l, i, &d);
@@ -313,7 +338,7 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 				continue;
 			r = 0;
 		}
-		if (is_expected(f, &d)) {
+		if (is_expected(&x, &d)) {
 			f->is_withheld = true; /* should nothing come of it, the next listing shows it */
 			continue;
 		}
@@ -321,6 +346,7 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 	}
 	if (r == 0)
 		r = add_newcomers(t, f, l, new, count, by_document, next_ino, arg, &c);
+	free(x.hashes);
 	free(new);
 	*ret = c;
 	return r;

@@ -39,9 +39,30 @@ static bool is_document(const void *item, const void *key)
 	return strcmp(((const struct entry *)item)->document_id, key) == 0;
 }
 
+static uint64_t hash_folder_id(const void *item)
+{
+	return index_hash_text(((const struct folder *)item)->session.id);
+}
+
+static bool is_folder_id(const void *item, const void *key)
+{
+	return strcmp(((const struct folder *)item)->session.id, key) == 0;
+}
+
+static uint64_t hash_folder_name(const void *item)
+{
+	return index_hash_text(((const struct folder *)item)->name);
+}
+
+static bool is_folder_name(const void *item, const void *key)
+{
+	return strcmp(((const struct folder *)item)->name, key) == 0;
+}
+
 void tree_init(struct tree *t)
 {
-	*t = (struct tree){ .nodes = INDEX(hash_node), .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
+	*t = (struct tree){ .nodes = INDEX(hash_node), .folder_ids = INDEX(hash_folder_id), .folder_names = INDEX(hash_folder_name), .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
+	t->last_folder = &t->first_folder;
 	t->root_changed_wall_ms = clock_wall_ms();
 	pthread_mutex_init(&t->lock, NULL);
 }
@@ -265,6 +286,8 @@ void tree_release(struct tree *t)
 	for (size_t at = 0; (n = index_next(&t->nodes, &at));)
 		node_free(t, n);
 	index_release(&t->nodes);
+	index_release(&t->folder_ids);
+	index_release(&t->folder_names);
 	blocks_release(&t->blocks);
 	pthread_mutex_destroy(&t->lock);
 }
@@ -323,18 +346,12 @@ void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 
 struct folder *tree_find_folder(struct tree *t, const char *session_id)
 {
-	for (struct folder *f = t->first_folder; f; f = f->next_shown)
-		if (strcmp(f->session.id, session_id) == 0)
-			return f;
-	return NULL;
+	return index_find(&t->folder_ids, index_hash_text(session_id), is_folder_id, session_id);
 }
 
 struct folder *tree_find_folder_named(struct tree *t, const char *name)
 {
-	for (struct folder *f = t->first_folder; f; f = f->next_shown)
-		if (strcmp(f->name, name) == 0)
-			return f;
-	return NULL;
+	return index_find(&t->folder_names, index_hash_text(name), is_folder_name, name);
 }
 
 /* A folder that was taken off and that the kernel still knows is the same folder when it comes again. */
@@ -363,6 +380,27 @@ static struct folder *revive_folder(struct tree *t, uint64_t ino, const struct s
 	return f;
 }
 
+static int put_folder(struct tree *t, struct folder *f)
+{
+	if (index_put(&t->folder_ids, f) < 0)
+		return -ENOMEM;
+	if (index_put(&t->folder_names, f) == 0)
+		return 0;
+	index_remove(&t->folder_ids, f);
+	return -ENOMEM;
+}
+
+char *tree_rename_folder(struct tree *t, struct folder *f, char *name)
+{
+	char *old = f->name;
+
+	index_remove(&t->folder_names, f);
+	f->name = name;
+	(void)index_put(&t->folder_names, f); /* into the room that was just left */
+	t->root_shape++;
+	return old;
+}
+
 struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
 			       enum session_origin origin)
 {
@@ -383,6 +421,10 @@ struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t i
 			return NULL;
 		}
 	}
+	if (kind == FOLDER_SESSION && put_folder(t, f) < 0) {
+		node_drop(t, &f->node);
+		return NULL;
+	}
 	folder_touch(f);
 	f->is_shown = true;
 	if (kind == FOLDER_FAILED) {
@@ -390,10 +432,9 @@ struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t i
 		t->first_failed = f;
 		return f;
 	}
-	struct folder **last = &t->first_folder;
-	while (*last)
-		last = &(*last)->next_shown;
-	*last = f;
+	*t->last_folder = f;
+	f->back_shown = t->last_folder;
+	t->last_folder = &f->next_shown;
 	t->folder_count++;
 	t->root_shape++;
 	t->root_changed_wall_ms = clock_wall_ms();
@@ -451,13 +492,21 @@ static void forget_entries(struct tree *t, struct folder *f)
 
 void tree_hide_folder(struct tree *t, struct folder *f)
 {
-	struct folder **at = f->kind == FOLDER_FAILED ? &t->first_failed : &t->first_folder;
+	struct folder **at = f->kind == FOLDER_FAILED ? &t->first_failed : f->back_shown;
 	if (!f->is_shown)
 		return;
 	while (*at && *at != f)
-		at = &(*at)->next_shown;
+		at = &(*at)->next_shown; /* failed ones are few; of the others it is the first */
 	if (*at)
 		*at = f->next_shown;
+	if (f->kind == FOLDER_SESSION) {
+		if (f->next_shown)
+			f->next_shown->back_shown = at;
+		else
+			t->last_folder = at;
+		index_remove(&t->folder_ids, f);
+		index_remove(&t->folder_names, f);
+	}
 	f->next_shown = NULL;
 	f->is_shown = false;
 	forget_entries(t, f);
@@ -663,6 +712,11 @@ struct entry *folder_find_document(const struct folder *f, const char *document_
 	return index_find(&f->unlisted, index_hash_text(document_id), is_document, document_id);
 }
 
+struct entry *folder_next_unlisted(const struct folder *f, const char *document_id, size_t *at)
+{
+	return index_find_next(&f->unlisted, index_hash_text(document_id), is_document, document_id, at);
+}
+
 int folder_count_names(const struct folder *f, const char *document_id)
 {
 	int n = 0, at = f->listing ? listing_find(f->listing, document_id) : -1;
@@ -671,8 +725,8 @@ int folder_count_names(const struct folder *f, const char *document_id)
 	if (at >= 0)
 		for (e = f->by_document[at]; e; e = e->same)
 			n += e->is_shown;
-	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
-		n += e->is_shown && strcmp(e->document_id, document_id) == 0;
+	for (size_t i = 0; (e = folder_next_unlisted(f, document_id, &i));)
+		n += e->is_shown;
 	return n;
 }
 

@@ -154,6 +154,7 @@ struct folder {
 	struct snapshot *snapshot;    /* of this shape, or the growing one; NULL: to be made */
 	struct folder *failed;        /* of a FOLDER_SESSION: where its failed files are, NULL: none yet */
 	struct folder *next_shown;    /* in tree->first_folder's chain */
+	struct folder **back_shown;   /* what points to it there */
 };
 
 /* The names of a folder for readdir, in an order that does not change; counted by its folder and its handles. It grows while the
@@ -186,6 +187,8 @@ struct tree {
 	struct entry_blocks blocks;
 	struct index nodes;        /* by ino */
 	struct folder *first_folder; /* session folders, shown, in the order they came */
+	struct folder **last_folder; /* where the next one is put */
+	struct index folder_ids, folder_names; /* of those; tree_rename_folder() */
 	struct folder *first_failed;
 	uint64_t root_shape;
 	int root_locked_ops;       /* as folder->locked_ops */
@@ -213,6 +216,8 @@ struct folder *tree_find_folder_named(struct tree *t, const char *name);
 struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
 			       enum session_origin origin);
 void tree_hide_folder(struct tree *t, struct folder *f);
+/* Of a session's folder that is shown. Takes over name, which must be free. Returns the old one, the caller's. */
+char *tree_rename_folder(struct tree *t, struct folder *f, char *name);
 struct link *tree_add_link(struct tree *t, uint64_t ino, const char *target);
 
 struct entry *folder_find(const struct folder *f, const char *name);
@@ -235,6 +240,8 @@ int entry_drop_own(struct entry *e);
 int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, const char *name);
 /* Entries of this document: the first, then ->same (listed), or the one unlisted. */
 struct entry *folder_find_document(const struct folder *f, const char *document_id);
+/* Those that no listing has: one a call, *at begins at 0. NULL: no more. */
+struct entry *folder_next_unlisted(const struct folder *f, const char *document_id, size_t *at);
 /* How many shown entries stand for the document. */
 int folder_count_names(const struct folder *f, const char *document_id);
 /* The current names, counted; NULL: no memory. While it is growing, folder_add_entry() adds to it. */

@@ -28,10 +28,10 @@ static uint64_t hash_well(const void *item)
 	return hash_of(((const struct item *)item)->number);
 }
 
-/* Eight homes for all: long runs, which removing has to mend. */
+/* Eight homes for all, the last one near the end: long runs, also over the end, which removing has to mend. */
 static uint64_t hash_badly(const void *item)
 {
-	return ((const struct item *)item)->number % 8;
+	return (uint64_t)(((const struct item *)item)->number % 8) * (UINT64_MAX / 7);
 }
 
 static bool is_number(const void *item, const void *key)
@@ -127,6 +127,35 @@ static void texts_that_differ_little_hash_apart(void **state)
 	assert_true(most < 200); /* 100 on average */
 }
 
+static void every_item_of_one_key_is_found_once(void **state)
+{
+	struct index ix = INDEX(hash_badly);
+	static struct item items[400]; /* number: which of ten keys */
+	int seen[10] = { 0 };
+
+	(void)state;
+	for (int i = 0; i < 400; i++) {
+		items[i] = (struct item){ .number = (uint32_t)(i % 10) };
+		assert_int_equal(index_put(&ix, &items[i]), 0);
+	}
+	for (uint32_t key = 0; key < 10; key++) {
+		struct item probe = { .number = key }, *found;
+		for (size_t way = 0; (found = index_find_next(&ix, hash_badly(&probe), is_number, &key, &way));) {
+			assert_int_equal(found->number, key);
+			assert_false(found->is_in);
+			found->is_in = true;
+			seen[key]++;
+		}
+		assert_int_equal(seen[key], 40);
+	}
+	uint32_t none = 77;
+	size_t way = 0;
+	assert_null(index_find_next(&ix, hash_badly(&items[0]), is_number, &none, &way));
+	index_release(&ix);
+	way = 0;
+	assert_null(index_find_next(&ix, 1, is_number, &none, &way));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -134,6 +163,7 @@ int main(void)
 		cmocka_unit_test(colliding_items_are_told_apart_and_survive_each_others_removal),
 		cmocka_unit_test(an_empty_set_finds_and_removes_nothing),
 		cmocka_unit_test(removing_takes_this_pointer_and_not_its_equal),
+		cmocka_unit_test(every_item_of_one_key_is_found_once),
 		cmocka_unit_test(texts_that_differ_little_hash_apart),
 	};
 

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "fs/node.h"
@@ -137,6 +138,76 @@ static void a_link_goes_when_the_kernel_forgets_it(void **state)
 	assert_string_equal(l->target, "Q1 2024");
 	tree_forget(t, FIRST_INO, 1);
 	assert_null(tree_find(t, FIRST_INO));
+}
+
+static void of_a_thousand_folders_each_is_found_by_its_id_and_its_name_of_now(void **state)
+{
+	struct tree *t = *state;
+	struct folder *all[1000];
+	char text[32];
+
+	for (int i = 0; i < 1000; i++) {
+		(void)snprintf(text, sizeof(text), "session %d", i);
+		all[i] = add_folder(t, (uint64_t)(5000 + i), text);
+	}
+	for (int i = 0; i < 1000; i += 3)
+		tree_hide_folder(t, all[i]); /* nobody else has it: it is gone */
+	for (int i = 1; i < 1000; i += 3) {
+		(void)snprintf(text, sizeof(text), "renamed %d", i);
+		free(tree_rename_folder(t, all[i], strdup(text)));
+	}
+	int count = 0, last = -1;
+	for (struct folder *f = t->first_folder; f; f = f->next_shown, count++) {
+		int i = (int)(f->node.ino - 5000);
+		assert_true(i > last); /* in the order they came */
+		last = i;
+	}
+	assert_int_equal(count, t->folder_count);
+	assert_int_equal(count, 666);
+	for (int i = 0; i < 1000; i++) {
+		struct folder *wanted = i % 3 ? all[i] : NULL;
+		(void)snprintf(text, sizeof(text), "session %d", i);
+		assert_ptr_equal(tree_find_folder(t, text), wanted);
+		assert_ptr_equal(tree_find_folder_named(t, text), i % 3 == 2 ? wanted : NULL);
+		(void)snprintf(text, sizeof(text), "renamed %d", i);
+		assert_ptr_equal(tree_find_folder_named(t, text), i % 3 == 1 ? wanted : NULL);
+	}
+	tree_hide_folder(t, all[998]);
+	struct folder *added = add_folder(t, 9000, "last");
+	assert_ptr_equal(tree_find_folder(t, "last"), added);
+}
+
+static void the_memory_of_an_entry_is_used_again(void **state)
+{
+	struct tree *t = *state;
+	struct folder *f = add_folder(t, FOLDER_INO, "Q1");
+	char name[300];
+
+	for (int i = 0; i < 3000; i++) { /* names of every length, and each gone again but the last hundred */
+		(void)snprintf(name, sizeof(name), "%0*d", 1 + i % 255, i);
+		struct entry *e = add(t, f, FIRST_INO + (uint64_t)i, name);
+		assert_string_equal(e->name, name);
+		assert_null(e->local);
+		assert_int_equal(e->past->mtime_ns, -1);
+		if (i % 2)
+			entry_past(e)->mtime_ns = i;
+		if (i % 5 == 0) {
+			(void)snprintf(name, sizeof(name), "another %d", i);
+			assert_int_equal(folder_rename_entry(t, e, f, name), 0);
+		}
+		if (i < 2900)
+			folder_hide_entry(t, e, false);
+	}
+	for (int i = 2900; i < 3000; i++) {
+		if (i % 5)
+			(void)snprintf(name, sizeof(name), "%0*d", 1 + i % 255, i);
+		else
+			(void)snprintf(name, sizeof(name), "another %d", i);
+		struct entry *e = folder_find(f, name);
+		assert_non_null(e);
+		assert_int_equal(e->past->mtime_ns, i % 2 ? i : -1);
+	}
+	assert_int_equal(f->shown_count, 100);
 }
 
 /* ---- names ------------------------------------------------------------------------------------------------- */
@@ -303,6 +374,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(an_entry_never_outlives_its_folder, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_the_kernel_still_knows_comes_back_as_the_same_one_and_empty, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_link_goes_when_the_kernel_forgets_it, setup, teardown),
+		cmocka_unit_test_setup_teardown(of_a_thousand_folders_each_is_found_by_its_id_and_its_name_of_now, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_memory_of_an_entry_is_used_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_name_that_is_kept_is_not_shown_and_comes_back_with_its_entry, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_new_file_takes_a_kept_name_over, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_renamed_entry_is_found_under_its_new_name_alone_and_its_old_folder_can_go, setup, teardown),

@@ -91,6 +91,18 @@ void *index_find(const struct index *ix, uint64_t hash, bool (*is_it)(const void
 	return NULL;
 }
 
+void *index_find_next(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key), const void *key,
+		      size_t *way_at)
+{
+	while (ix->used) {
+		size_t at = home_of(hash, ix->room) + (*way_at)++;
+		void *item = ix->slots[at >= ix->room ? at - ix->room : at];
+		if (!item || is_it(item, key))
+			return item;
+	}
+	return NULL;
+}
+
 void index_remove(struct index *ix, const void *item)
 {
 	if (!ix->used)

@@ -23,6 +23,9 @@ uint64_t index_hash_number(uint64_t n);
 int index_put(struct index *ix, void *item);
 /* The first item of that hash for which is_it(item, key); NULL: none. */
 void *index_find(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key), const void *key);
+/* All of them, one a call, when several have the same key: *way begins at 0. NULL: no more. No change meanwhile. */
+void *index_find_next(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key), const void *key,
+		      size_t *way);
 /* Takes this very pointer out; not there: nothing. The item's key must be what it was when put. */
 void index_remove(struct index *ix, const void *item);
 /* Walks in no order: for (size_t at = 0; (item = index_next(ix, &at));). No change meanwhile. */

@@ -342,6 +342,9 @@ static void unlink_document_job(void *arg)
 	/* Nor is it taken away from a file with its bytes that is on its way. */
 	bool has_twin = m->caps->reuses_bytes && sha256 && local_has_twin(c->folder, e, sha256);
 	bool is_last = id && folder_count_names(c->folder, id) == 1 && !has_twin;
+	struct detaching detaching;
+	if (is_last)
+		local_detach_begin(m, &detaching, c->folder, sha256);
 	pthread_mutex_unlock(&m->tree.lock);
 	int r = id ? 0 : -ENOENT;
 	if (is_last) {
@@ -350,12 +353,14 @@ static void unlink_document_job(void *arg)
 		if (r == -ENOENT && call.fault.kind == FAULT_GONE)
 			r = 0;
 	}
+	pthread_mutex_lock(&m->tree.lock);
+	uint64_t ino = e->node.ino;
+	if (r == 0 && e->is_shown)
+		folder_hide_entry(&m->tree, e, false);
+	if (is_last)
+		local_detach_end(m, &detaching);
+	pthread_mutex_unlock(&m->tree.lock);
 	if (r == 0) {
-		pthread_mutex_lock(&m->tree.lock);
-		uint64_t ino = e->node.ino;
-		if (e->is_shown)
-			folder_hide_entry(&m->tree, e, false);
-		pthread_mutex_unlock(&m->tree.lock);
 		(void)state_remove_entries(m->state, &ino, 1); /* its document is not there: nothing would show it */
 		log_info("'%s' was removed%s", c->name, is_last ? " from the session; the service keeps the document" : "");
 	}

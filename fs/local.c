@@ -410,6 +410,43 @@ static void count_out(struct entry *e)
 	e->folder->local_count--;
 }
 
+static bool is_being_detached(const struct mount *m, const char *session_id, const char *sha256)
+{
+	for (const struct detaching *d = m->detaching; d && m->caps->reuses_bytes; d = d->next)
+		if (d->sha256 && strcmp(d->sha256, sha256) == 0 && strcmp(d->folder->session.id, session_id) == 0)
+			return true;
+	return false;
+}
+
+void local_detach_begin(struct mount *m, struct detaching *d, const struct folder *f, const char *sha256)
+{
+	*d = (struct detaching){ m->detaching, f, sha256 };
+	m->detaching = d;
+}
+
+void local_detach_end(struct mount *m, struct detaching *d)
+{
+	struct detaching **at = &m->detaching;
+
+	while (*at != d)
+		at = &(*at)->next;
+	*at = d->next;
+}
+
+/* A detach has a deadline, and so has this. */
+void local_detach_wait(struct mount *m, const char *session_id, const char *sha256)
+{
+	static const struct timespec pause = { .tv_nsec = 20000000 };
+
+	for (bool waits = true; waits;) {
+		pthread_mutex_lock(&m->tree.lock);
+		waits = is_being_detached(m, session_id, sha256);
+		pthread_mutex_unlock(&m->tree.lock);
+		if (waits)
+			(void)nanosleep(&pause, NULL);
+	}
+}
+
 /* Puts the version that item stands for into the engine, in place of the one before. l is pinned. As local_submit(). */
 static int submit_version(struct mount *m, struct entry *e, struct local *l, struct queue_item *item, bool is_moved, bool somebody_waits,
 			  int64_t not_before_ms)
@@ -454,6 +491,10 @@ static int submit_version(struct mount *m, struct entry *e, struct local *l, str
 		is_free = r == 0 || (r == -ENOENT && l->is_submitted);
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	if (is_being_detached(m, item->session_id, item->sha256)) {
+		pthread_mutex_unlock(&m->tree.lock);
+		return -EALREADY;
+	}
 	/* What an open file sent may be superseded by its own successor. */
 	const char *document_id = item->supersedes_id || e->was_there_before ? NULL : entry_document_id(e);
 	if (document_id)
@@ -518,8 +559,10 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 		if (r < 0)
 			log_error("spool: '%s' could not be brought to disk: %s", item.name, strerror(-r));
 		item.size_bytes = spool_size(s);
-		if (r == 0)
-			r = submit_version(m, e, l, &item, to != NULL, somebody_waits, not_before_ms);
+		while (r == 0 && (r = submit_version(m, e, l, &item, to != NULL, somebody_waits, not_before_ms)) == -EALREADY) {
+			local_detach_wait(m, item.session_id, item.sha256);
+			r = 0;
+		}
 	}
 	SCOPED_LOCK(&m->tree.lock);
 	local_unpin(e, l);
@@ -625,9 +668,18 @@ void local_forget_bytes(struct mount *m, struct entry *e)
 bool local_has_twin(struct folder *f, const struct entry *but, const char *sha256)
 {
 	struct entry *e;
-	for (size_t at = 0; (e = index_next(&f->names, &at));)
-		if (e != but && e->local && e->local->is_submitted && strcmp(e->local->sent_sha256, sha256) == 0)
+	struct document d;
+	for (size_t at = 0; (e = index_next(&f->names, &at));) {
+		if (e == but || !e->local)
+			continue;
+		if (e->local->is_submitted && strcmp(e->local->sent_sha256, sha256) == 0)
 			return true;
+		if (!e->local->copy_of) /* one that is attached by its id, as soon as it is closed */
+			continue;
+		listing_get(e->local->copy_of, e->local->copy_at, &d);
+		if (d.sha256 && strcmp(d.sha256, sha256) == 0)
+			return true;
+	}
 	return false;
 }
 
@@ -638,10 +690,15 @@ int local_detach(struct mount *m, struct folder *f, const char *document_id, con
 	pthread_mutex_lock(&m->tree.lock);
 	bool may_be_its = sha256 && m->caps->reuses_bytes; /* else each upload is a document of its own */
 	bool is_wanted = folder_count_names(f, document_id) > 0 || (may_be_its && local_has_twin(f, NULL, sha256));
+	struct detaching detaching;
+	if (!is_wanted)
+		local_detach_begin(m, &detaching, f, sha256);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_wanted)
 		return 0;
 	int r = backend_detach(m->backend, &call, f->session.id, document_id);
+	SCOPED_LOCK(&m->tree.lock);
+	local_detach_end(m, &detaching);
 	return r == -ENOENT ? 0 : r;
 }
 

@@ -65,6 +65,7 @@ struct mount {
 	int64_t poll_planned_ms;      /* when folders_poll_later()'s timer ends; 0: it has none */
 	char *refused_text;          /* Not uploaded/refused.txt */
 	int64_t refused_wall_ms;
+	struct detaching *detaching; /* documents that are being detached */
 
 	void (*verified)(void *arg, int error, const char *sentence);
 	void *verified_arg;
@@ -193,6 +194,17 @@ int local_may_remove(struct mount *m, struct entry *e);
 /* Detaches a document unless something else here stands for its id: another name, or a file under way with its bytes (sha256, NULL: not
  * known) that may end as the same document. Worker threads; tree.lock not held; f is held by the caller. */
 int local_detach(struct mount *m, struct folder *f, const char *document_id, const char *sha256, int64_t deadline_ms);
+/* A document that is being detached, on its caller's stack. No upload of the same bytes to its session begins meanwhile, where they would
+ * become the same document: one that was faster would be undone. tree.lock held. */
+struct detaching {
+	struct detaching *next;
+	const struct folder *folder; /* held by the caller */
+	const char *sha256;          /* borrowed; NULL: not known, nothing waits */
+};
+void local_detach_begin(struct mount *m, struct detaching *d, const struct folder *f, const char *sha256);
+void local_detach_end(struct mount *m, struct detaching *d);
+/* Waits until these bytes are not being detached from the session any more. Worker threads; tree.lock not held. */
+void local_detach_wait(struct mount *m, const char *session_id, const char *sha256);
 /* Is another file with these bytes on its way? tree.lock held. */
 bool local_has_twin(struct folder *f, const struct entry *but, const char *sha256);
 /* What is known of a document's bytes, for the two above; NULL: nothing. tree.lock held. */

@@ -605,6 +605,8 @@ static int attach_copy(struct mount *m, struct entry *e)
 		return -EAGAIN;
 	if (!session_id || !from_id)
 		return -ENOMEM;
+	if (d.sha256)
+		local_detach_wait(m, session_id, d.sha256);
 	int r = backend_attach(m->backend, &call, session_id, from_id, &d.id, 1, &attached);
 	if (r < 0 && call.fault.kind != FAULT_INVALID && call.fault.kind != FAULT_GONE && r != -EXDEV && r != -EOPNOTSUPP)
 		return r;

@@ -4,7 +4,7 @@ an earlier one's files."""
 import os
 import time
 
-from harness import SLACK, MountCase, SharedMount, main, read, run, wait_for, write
+from harness import SLACK, MountCase, SharedMount, begin, finish, main, read, run, sha256_of, wait_for, write
 
 MIB = 1 << 20
 
@@ -88,6 +88,23 @@ class Background(SharedMount):
         write(path, data := os.urandom(5000))
         wait_for(lambda: self.mount.status()["waiting"] == 0, 20, "nothing waits")
         self.assert_one_document("scan.pdf", data)
+
+
+class Crossing(SharedMount):
+    options = {"naming": "session"}
+
+    def test_equal_bytes_that_are_copied_in_while_their_document_is_removed_are_there_afterwards(self):
+        for n in range(3):
+            data, since = os.urandom(5000), self.sandbox.last_request()
+            write(os.path.join(self.dir, "a%d.pdf" % n), data)
+            self.sandbox.fault(route="detach", action="stall", ms=1000)
+            with open(os.path.join(self.dir, "b%d.pdf" % n), "wb", buffering=0) as f:  # the kernel has the folder locked meanwhile
+                f.write(data)
+                removing = begin(["rm", os.path.join(self.dir, "a%d.pdf" % n)])
+                wait_for(lambda: [r for r in self.sandbox.requests(since) if r["route"] == "detach"], 10, "it is being removed")
+            self.assertEqual(0, finish(removing, 30).status)
+            self.assertEqual(1, self.sandbox.hashes(self.session).count(sha256_of(data)))
+        self.assertEqual(["b0.pdf", "b1.pdf", "b2.pdf"], sorted(os.listdir(self.dir)))
 
 
 class Settling(SharedMount):

@@ -203,14 +203,14 @@ static int get_of_entry(struct mount *m, const struct entry *e, const char *name
 {
 	struct document d;
 	struct upload_view view;
-	bool has_view;
+	bool has_view = false;
 	bool has_document = entry_document(e, &d);
-	enum document_state state = entry_state(m, e, &view, &has_view);
+	enum document_state state = e->local ? entry_state(m, e, &view, &has_view) : has_document ? d.state : STATE_STORED;
 
 	if (strcmp(name, "state") == 0)
 		return add_text(ret, document_state_word(state));
 	if (strcmp(name, "id") == 0)
-		return add_text(ret, entry_document_id(e));
+		return add_text(ret, e->document_id ? e->document_id : d.id);
 	if (strcmp(name, "as_of") == 0) {
 		const struct listing *l = e->document >= 0 ? e->folder->listing : e->own;
 		if (!l)
@@ -317,12 +317,55 @@ static const char *const entry_names[] = {
 static const char *const folder_names[] = { "id", "template", "workspace", "status", "documents", "ready", "processing", "failed",
 					    "as_of", NULL };
 
+static bool has_text(const char *text)
+{
+	return text && *text;
+}
+
+/* The same for a document without local bytes, which most are: getfattr -d asks for the list of each twice, and the values one by one. */
+static void list_document(const struct entry *e, const struct document *d, struct buf *ret)
+{
+	const struct {
+		const char *name;
+		bool is_there;
+	} all[] = {
+		{ "status", has_text(d->status) }, { "state", true }, { "id", has_text(d->id) }, { "filename", has_text(d->filename) },
+		{ "sha256", has_text(d->sha256) }, { "mime", has_text(d->mime) },
+		{ "size", d->size_bytes >= 0 || e->past->learned_bytes > 0 }, { "created", d->created_ms >= 0 },
+		{ "pages", d->pages >= 0 }, { "source", has_text(d->source) }, { "source.url", has_text(d->source_url) },
+		{ "workspace", has_text(d->workspace_id) }, { "parsing.status", has_text(d->parsing.status) },
+		{ "parsing.updated", d->parsing.updated_ms >= 0 }, { "parsing.version", has_text(d->parsing.version) },
+		{ "parsing.config", has_text(d->parsing.config) }, { "error", has_text(d->error) },
+		{ "as_of", e->document >= 0 || e->own },
+	};
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		if (!all[i].is_there)
+			continue;
+		buf_add(ret, PREFIX);
+		buf_add_bytes(ret, all[i].name, strlen(all[i].name) + 1);
+	}
+	for (int i = 0; i < DOCUMENT_EXTRA_MAX && d->extra[i][0]; i++) {
+		if (!has_text(d->extra[i][1]))
+			continue;
+		buf_add(ret, PREFIX);
+		buf_add_bytes(ret, d->extra[i][0], strlen(d->extra[i][0]) + 1);
+	}
+	if (has_text(d->mime))
+		buf_add_bytes(ret, "user.mime_type", sizeof("user.mime_type"));
+}
+
 void attr_list(struct mount *m, struct node *n, struct buf *ret)
 {
 	CLEANUP(buf_release) struct buf value = BUF(64 * 1024);
 	const char *const *names = n->kind == NODE_ENTRY ? entry_names : n->kind == NODE_FOLDER ? folder_names : NULL;
 	char name[128];
+	struct document d;
 
+	if (n->kind == NODE_ENTRY && !((struct entry *)n)->local && entry_document((struct entry *)n, &d)) {
+		list_document((struct entry *)n, &d, ret);
+		return;
+	}
 	for (int i = 0; names && names[i]; i++) {
 		int len = snprintf(name, sizeof(name), PREFIX "%s", names[i]);
 		buf_clear(&value);
@@ -331,7 +374,6 @@ void attr_list(struct mount *m, struct node *n, struct buf *ret)
 	}
 	if (n->kind != NODE_ENTRY)
 		return;
-	struct document d;
 	if (entry_document((struct entry *)n, &d))
 		for (int i = 0; i < DOCUMENT_EXTRA_MAX && d.extra[i][0]; i++) {
 			int len = snprintf(name, sizeof(name), PREFIX "%s", d.extra[i][0]);

@@ -130,6 +130,24 @@ class OneFolder(SharedMount):
         self.assertNotIn(self.session, os.listdir(self.mount.path))
         wait_for(lambda: os.listdir(link) == ["one.pdf"], 10, "listed through the link")
 
+    def test_each_attribute_that_is_listed_can_be_read_and_each_that_can_be_read_is_listed(self):
+        names = ["status", "state", "id", "filename", "sha256", "mime", "size", "created", "pages", "source", "source.url", "workspace",
+                 "parsing.status", "parsing.updated", "parsing.version", "parsing.config", "error", "progress", "as_of"]
+        self.add("parsed.pdf", status="processed", pages=3)
+        self.add("failed.pdf", status="failed")
+        self.add("bare.pdf", without=["pages", "source"])
+        write(os.path.join(self.dir, "local.tmp"), b"x")
+        wait_for(lambda: len(os.listdir(self.dir)) == 4, 10, "they are listed")
+        seen = set()
+        for name in [*(os.path.join(self.dir, n) for n in os.listdir(self.dir)), self.dir]:
+            listed = set(os.listxattr(name))
+            can_be_read = {"user.sessionfs." + n for n in names + ["template", "documents", "ready", "processing", "failed"]
+                           if attribute(name, n) is not None}
+            self.assertEqual(can_be_read, listed - {"user.mime_type"}, name)
+            self.assertEqual("user.sessionfs.mime" in listed, "user.mime_type" in listed, name)
+            seen |= listed
+        self.assertLessEqual({"user.sessionfs." + n for n in ("pages", "size", "template", "parsing.status")}, seen)
+
     def test_names_of_the_system_are_refused_so_that_ls_asks_but_once(self):
         self.sandbox.document(self.session, "a.pdf", text="a")
         wait_for(lambda: "a.pdf" in os.listdir(self.dir), 10, "listed")

@@ -21,6 +21,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +49,7 @@
 #define SWEEP_MS 3600000
 #define SWEEP_DOCUMENT_MS 700
 #define SWEEP_MS_MAX (24 * 3600000LL) /* how long one may take */
+#define TRIM_COUNT 20000 /* documents */
 #define LOOK_MS 50 /* between looks whether a caller gave up */
 #define ACCOUNT_BYTES 65
 
@@ -895,6 +899,15 @@ static void sweep_when_due(struct cache *c, const char *session_id)
 		c->sweeps = true;
 }
 
+/* What reading the answer about a very large session took would stay resident for ever otherwise. */
+static void trim_after(const struct listing *known)
+{
+#ifdef __GLIBC__
+	if (known && listing_count(known) > TRIM_COUNT)
+		(void)malloc_trim(0); /* nothing to give back is no failure */
+#endif
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *f = arg;
@@ -927,6 +940,9 @@ static void flight_run(void *arg)
 		}
 		patches_free(overtaken_by);
 	}
+	answer_release(&a);
+	a = (struct answer){ 0 };
+	trim_after(known);
 	SCOPED_LOCK(&c->lock);
 	if (is_sweep)
 		c->sweeps = false;

@@ -637,10 +637,21 @@ static int rename_settle(struct change_call *c, int how)
 		l->is_submitted = false;
 		l->kind = FILE_SCRATCH;
 		l->is_dirty = true; /* a rename may be tried again */
-		local_save_later(m, e);
 	}
 	if (error)
 		put_target_back(c);
+	return error;
+}
+
+/* The same. One that failed did not happen, for the next mount either: the row gets its old name before the caller is told. */
+static int rename_end(struct change_call *c, int how)
+{
+	int error = rename_settle(c, how);
+
+	if (error && local_save(c->m, c->entry) < 0) {
+		SCOPED_LOCK(&c->m->tree.lock);
+		local_save_later(c->m, c->entry);
+	}
 	return error;
 }
 
@@ -650,7 +661,7 @@ static void rename_upload_resume(fuse_req_t req, void *arg, int how)
 	struct change_call *c = arg;
 	struct mount *m = c->m;
 
-	int error = rename_settle(c, how);
+	int error = rename_end(c, how);
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_document = error == 0 && entry_document_id(c->entry);
 	pthread_mutex_unlock(&m->tree.lock);
@@ -882,7 +893,7 @@ static void rename_local_job(void *arg)
 	local_unpin(e, l);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_late)
-		(void)rename_settle(c, -ECANCELED); /* its caller has been told already that it failed */
+		(void)rename_end(c, -ECANCELED); /* its caller has been told already that it failed */
 	if (is_over) {
 		rename_done(c, rename_error(r));
 		return;

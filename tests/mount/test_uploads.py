@@ -1,6 +1,7 @@
 """Uploads as such: the link for a large file that is asked for while it is written, what an unmount waits for, what a mount knows of
 an earlier one's files."""
 
+import errno
 import os
 import time
 
@@ -126,6 +127,19 @@ class Ends(MountCase):
         self.mount = self.new_mount(self.sandbox, folder, [self.session], **options)
         self.mount.start().names_seen(1)
         return os.path.join(self.mount.path, "Q1")
+
+    def test_a_rename_that_failed_did_not_happen_for_the_next_mount_either(self):
+        folder = self.begin(naming="session")
+        self.expects("refused for good")
+        self.sandbox.fault(route="upload", status=422, body={"message": "No.", "errors": {"file": ["No."]}})
+        part, data = os.path.join(folder, "scan.pdf.part"), os.urandom(5000)
+        write(part, data)
+        self.refused(errno.EBADMSG, os.rename, part, os.path.join(folder, "scan.pdf"))
+        self.mount.kill()
+        self.mount.start()
+        wait_for(lambda: os.path.isdir(folder), 20, "its folder shows")
+        self.assertEqual(["scan.pdf.part"], os.listdir(folder))
+        self.assertEqual(data, read(part))
 
     def test_an_upload_that_stands_still_does_not_hold_the_unmount_and_goes_on_at_the_next(self):
         folder, since = self.begin(upload="background"), self.sandbox.last_request()

@@ -380,6 +380,29 @@ static void bytes_come_back_as_they_are(struct place *p)
 	assert_memory_equal(bytes, "%PDF-1.4 these bytes", 20);
 }
 
+static void a_size_is_listed_or_can_be_measured(struct place *p)
+{
+	CLEANUP(text_release) char *id = p->side->add_document(p, p->session, "a.pdf", "%PDF-1.4 these bytes");
+	CLEANUP(listing_release) struct listing *l = NULL;
+	struct document doc;
+	int64_t size = -1;
+
+	assert_int_equal(backend_list_documents(p->b, call_of(p), p->session, NULL, &l), 0);
+	int at = listing_find(l, id);
+	assert_true(at >= 0);
+	listing_get(l, at, &doc);
+	if (p->caps->knows_sizes) {
+		assert_int_equal(doc.size_bytes, 20);
+		return;
+	}
+	assert_int_equal(doc.size_bytes, -1);
+	assert_int_equal(backend_measure_document(p->b, call_of(p), p->session, id, &size), 0);
+	assert_int_equal(size, 20);
+	size = -1;
+	assert_int_equal(backend_measure_document(p->b, call_of(p), p->session, "..", &size), -ENOENT);
+	assert_int_equal(size, -1);
+}
+
 static void an_upload_goes_in_three_steps_and_is_there(struct place *p)
 {
 	struct file f;
@@ -556,6 +579,7 @@ static const struct {
 	RULE(an_empty_session_has_an_empty_listing),
 	RULE(a_listing_holds_each_document_once),
 	RULE(bytes_come_back_as_they_are),
+	RULE(a_size_is_listed_or_can_be_measured),
 	RULE(an_upload_goes_in_three_steps_and_is_there),
 	RULE(equal_bytes_are_one_document_where_the_service_says_so),
 	RULE(a_batch_is_attached_in_one_call),

@@ -402,6 +402,46 @@ class Folders(RossumCase):
         self.assertEqual(["ready", "ready"], [attribute(self.path(n), "state") for n in os.listdir(self.dir)])
 
 
+class Requests(RossumCase):
+    def routes(self, since):
+        return [r["route"] for r in self.sandbox.requests(since) if r["route"] not in ("rossum_content", "rossum_queues", "rossum_workspaces")]
+
+    def test_a_large_queue_costs_a_request_per_hundred_then_none_then_few(self):
+        """10,000 with SESSIONFS_SLOW=1. The figures are printed."""
+        count = 10_000 if SLOW else 1_000
+        self.setting(mount=False, ttl="3s")
+        self.sandbox.control("POST", "/rossum/annotation", {"queue": int(self.queue), "count": count, "size": 900})
+        self.sandbox.fault(route="rossum_content", status=500, times=0)  # no size is learned meanwhile
+        self.expects(r"500")
+        self.mount.start().names_seen(1)
+        since = self.sandbox.last_request()
+        self.assertEqual(count, len(os.listdir(self.dir)))
+        first = self.routes(since)
+        since = self.sandbox.last_request()
+        self.assertEqual(count, len(os.listdir(self.dir)))
+        again = self.routes(since)
+        self.sandbox.document(self.queue, "new.pdf", size=900)
+        since = self.sandbox.last_request()
+        wait_for(lambda: len(os.listdir(self.dir)) == count + 1, 20, "the new one is listed")
+        change = self.routes(since)
+        print("     %d documents: %d requests, again within the ttl %d, after a change %d" % (count, len(first), len(again), len(change)))
+        self.assertEqual(["rossum_annotations"] * (count // 100), first)
+        self.assertEqual([], again)
+        self.assertLessEqual(len(change), 6)  # of which each look while nothing was due is one
+
+    def test_html_is_read_back_as_the_service_keeps_it(self):
+        self.setting()
+        sent = b"<html><body><script>alert(1)</script><p>Invoice</p></body></html>"
+        self.assertEqual(0, self.copy("a.html", sent).status)
+        self.mount.stop()
+        run(["rm", "-rf", self.mount.options["cache_dir"]])
+        self.mount.start().names_seen(1)
+        wait_for(lambda: os.listdir(self.dir), 10, "it is listed")
+        self.assertIn(b"Invoice", read(self.path("a.html")))
+        self.assertNotIn(b"<script>", read(self.path("a.html")))
+        self.assertEqual(len(read(self.path("a.html"))), os.stat(self.path("a.html")).st_size)
+
+
 class Tokens(RossumCase):
     def test_a_token_that_ends_in_the_middle_of_uploads_loses_and_doubles_none(self):
         """50 with SESSIONFS_SLOW=1."""

@@ -26,8 +26,9 @@ struct job {
 };
 
 struct pool {
-	char name[16]; /* this and threads_max are set once */
+	char name[16]; /* this and the next two are set once */
 	int threads_max;
+	int64_t idle_ms;
 	pthread_mutex_t lock; /* guards what follows */
 	pthread_cond_t work;  /* a job came, or it stops */
 	pthread_cond_t timer; /* for the keeper: the first delayed job changed */
@@ -61,6 +62,7 @@ struct pool *pool_new(const char *name, int threads_max)
 		return NULL;
 	(void)snprintf(p->name, sizeof(p->name), "%s", name); /* cut to what a thread may be called */
 	p->threads_max = threads_max > 0 ? threads_max : 1;
+	p->idle_ms = IDLE_MS;
 	p->last = &p->first;
 	if (pthread_condattr_init(&attr) != 0) {
 		free(p);
@@ -115,6 +117,11 @@ static int thread_start(struct pool *p)
 	return r;
 }
 
+void pool_set_idle(struct pool *p, int64_t idle_ms)
+{
+	p->idle_ms = idle_ms;
+}
+
 /* Somebody for the next job: an idle thread, or a new one while there may be more. With others at work a thread that
  * can't be started is no failure: they come to it. */
 static int someone_for_jobs(struct pool *p)
@@ -150,9 +157,9 @@ static bool worker_wait(struct pool *p, int64_t idle_since)
 		p->has_keeper = false;
 		return true;
 	}
-	if (now - idle_since >= IDLE_MS)
+	if (now - idle_since >= p->idle_ms)
 		return false;
-	struct timespec until = timespec_of(idle_since + IDLE_MS);
+	struct timespec until = timespec_of(idle_since + p->idle_ms);
 	p->idle++;
 	(void)pthread_cond_timedwait(&p->work, &p->lock, &until); /* the same */
 	p->idle--;

@@ -10,6 +10,8 @@ struct pool;
 typedef void pool_fn(void *arg);
 
 struct pool *pool_new(const char *name, int threads_max);
+/* Other than 10 s; before the first job. */
+void pool_set_idle(struct pool *p, int64_t idle_ms);
 
 /* Runs fn(arg) on a worker. -ENOMEM or -ESHUTDOWN: then nothing runs and arg stays the caller's. */
 int pool_run(struct pool *p, pool_fn *fn, void *arg);

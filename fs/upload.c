@@ -2396,21 +2396,41 @@ static void patience_ended(struct uploads *u, struct job *j, int error)
 	gate_close(u);
 }
 
+/* What is told of a file somebody waits for. It needs no memory, as whoever waits has to hear even when there is none. */
+struct notice {
+	struct queue_item item; /* without what only the engine needs */
+	char session_id[256], session_name[256], name[256], words[512];
+};
+
+static char *notice_text(char *room, size_t bytes, const char *text)
+{
+	(void)snprintf(room, bytes, "%s", text ? text : ""); /* names have 255 bytes; words are cut to what is shown */
+	return text ? room : NULL;
+}
+
+static void notice_fill(struct notice *n, const struct queue_item *item, const char *words)
+{
+	n->item = *item;
+	n->item.session_id = notice_text(n->session_id, sizeof(n->session_id), item->session_id);
+	n->item.session_name = notice_text(n->session_name, sizeof(n->session_name), item->session_name);
+	n->item.name = notice_text(n->name, sizeof(n->name), item->name);
+	n->item.words = notice_text(n->words, sizeof(n->words), words);
+	n->item.ticket = n->item.account = n->item.known_id = n->item.known_session_id = NULL;
+	n->item.prior_ids = n->item.supersedes_id = NULL;
+}
+
 /* Gives the lock up. Returns whether somebody was told. */
 static bool tell_one_waiting(struct uploads *u, int64_t now_ms)
 {
 	struct job *j;
 
 	TAILQ_FOREACH (j, &u->waited, in_waited) {
-		CLEANUP(queue_item_release) struct queue_item copy = { 0 };
-		CLEANUP(text_release) char *words_copy = NULL;
 		const char *words = NULL;
 		int error = patience_end(u, j, now_ms, &words);
 		if (error == 0 || j->is_telling)
 			continue;
-		if (queue_item_copy(&j->item, &copy) < 0)
-			return false; /* at the next tick */
-		words_copy = words ? strdup(words) : NULL;
+		struct notice notice;
+		notice_fill(&notice, &j->item, words);
 		if (!j->item.error && error != -ETIMEDOUT)
 			j->item.error = error;
 		patience_ended(u, j, error);
@@ -2419,7 +2439,8 @@ static bool tell_one_waiting(struct uploads *u, int64_t now_ms)
 		j->is_telling = true;
 		j->refs++;
 		pthread_mutex_unlock(&u->lock);
-		u->config.event(u->config.arg, UPLOAD_WAITING, &copy, NULL, error, words_copy);
+		u->config.event(u->config.arg, UPLOAD_WAITING, &notice.item, NULL, error,
+				words ? notice.words : NULL);
 		pthread_mutex_lock(&u->lock);
 		j->is_telling = false;
 		pthread_cond_broadcast(&u->changed);

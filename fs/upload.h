@@ -61,7 +61,8 @@ enum upload_event {
 	UPLOAD_DONE,    /* document: what it became there */
 	UPLOAD_REFUSED, /* final: error and words; the row is FILE_FAILED */
 	UPLOAD_WAITING, /* transient for longer than close_timeout (or the service is known to be away): a waiting close
-	                   is told `error` now, the file goes on in the background */
+	                   is told `error` now, the file goes on in the background. Its item names the file and holds
+	                   neither ticket nor ids of documents */
 	UPLOAD_MOVED,   /* state or step changed; for attributes and caches */
 	UPLOAD_CANCELED, /* only after uploads_cancel() said -EINPROGRESS: it turned out that nothing had its effect */
 };

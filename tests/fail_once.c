@@ -81,7 +81,7 @@ static struct block {
 	void *at, *where;
 	bool is_spared;
 } blocks[BLOCKS_MAX];
-static int block_count;
+static _Atomic int block_count; /* read without the lock: none, most times */
 static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static size_t block_home(const void *at)

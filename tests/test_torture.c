@@ -88,6 +88,7 @@ enum promise {
 
 struct file {
 	uint64_t ino, spool_id;
+	uint64_t done_spool_id; /* of the version that became a document */
 	char name[24];
 	int version; /* its bytes go by its number and this */
 	enum promise promise;
@@ -241,6 +242,7 @@ static void on_event(void *arg, enum upload_event event, const struct queue_item
 		if (item->supersedes_id && strcmp(item->supersedes_id, d.id) != 0)
 			detach(item->supersedes_id);
 		f->is_done = true;
+		f->done_spool_id = item->spool_id;
 		break;
 	case UPLOAD_REFUSED:
 		f->is_refused = true;
@@ -516,6 +518,17 @@ static void file_remove(struct file *f)
 	}
 }
 
+/* Whatever goes on failing here: who waits has to hear. */
+static void wait_to_be_told(void)
+{
+	int64_t end_ms = clock_now_ms() + PATIENCE_MS;
+
+	for (; !all_are_told(); pause_ms(1)) {
+		if (clock_now_ms() >= end_ms)
+			wrong("a waiting close was never told that the service is away");
+	}
+}
+
 /* ---- scenarios ------------------------------------------------------------------------------------------------ */
 
 static void one_file(void)
@@ -637,8 +650,8 @@ static void refused_and_discarded(void)
 			 &(struct fake_fault){ .kind = FAULT_INVALID, .http_status = 422 }));
 	struct file *f = file_new();
 	file_copy_in(f, true);
-	while (f->is_waiting && !all_are_told() && !(run.stays && fail_once_fails() > 0))
-		pause_ms(1);
+	if (!run.stays)
+		wait_to_be_told();
 	if (f->ino)
 		file_remove(f);
 	SPARED(fake_heal(run.service));
@@ -740,19 +753,6 @@ static void renamed_in_the_queue(void)
 		(void)uploads_rename(run.engine, f->ino, "s1", "Q1", "other.png");
 	SPARED(fake_let_go(run.service, FAKE_UPLOAD_STORE));
 	wait_until(all_are_done);
-}
-
-static void wait_to_be_told(void)
-{
-	int64_t end_ms = clock_now_ms() + PATIENCE_MS;
-
-	while (!all_are_told()) {
-		if (clock_now_ms() >= end_ms && !run.stays)
-			wrong("a waiting close was never told that the service is away");
-		if (clock_now_ms() >= end_ms || (run.stays && fail_once_fails() > 0))
-			break;
-		pause_ms(1);
-	}
 }
 
 /* The service is away: whoever waits for a close is told so in time, whatever fails here. */
@@ -1474,6 +1474,8 @@ static void second_life(const struct scenario *s)
 	for (int i = 0; i < run.file_count; i++) {
 		if (run.files[i].is_done)
 			spool_unlink_id(run.spool_dir, run.files[i].spool_id);
+		if (run.files[i].done_spool_id)
+			spool_unlink_id(run.spool_dir, run.files[i].done_spool_id);
 	}
 	check_spool(run.spool_dir, false);
 	check_spool(run.spool_aside, true);

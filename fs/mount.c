@@ -20,7 +20,7 @@
 
 #define START_WAIT_MS 10000
 #define DRAIN_MS 30000
-#define TRANSFERS_MAX 6
+#define TRANSFERS_MAX 10
 #define EXPIRE_MS_MAX (6 * 60 * 60 * 1000)
 #define SENTENCE_BYTES_MAX 1024
 #define FACT_ANSWERED "answered"

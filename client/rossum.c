@@ -57,7 +57,7 @@ enum {
 	YOUNGER_MS = 30 * 1000,  /* a document comes with its annotation, not so long after it */
 	SKEW_MS = 10 * 60 * 1000, /* between the service's clock and ours */
 	ATTEMPT_MS = 60 * 60 * 1000,
-	LINKS = 8192,
+	LINKS = 32768, /* the largest queue that costs no second request a document */
 	COUNTS_MAX = 24,
 	IDS_MAX = 100,
 	NONCE_BYTES = 33,

@@ -336,7 +336,8 @@ struct upload {
 	struct listing *document;  /* holds one document; the caller unrefs it */
 };
 
-/* SPOOLED -> SIGNED: leave to send bytes. */
+/* SPOOLED -> SIGNED: leave to send bytes. May be asked for while they are still being written: then sha256 is "", size_bytes 0,
+ * and a backend that has to know them fails. */
 int backend_upload_sign(struct backend *b, struct call *call, struct upload *u);
 /* SIGNED -> STORED: sends the bytes, with call->transfer moving. */
 int backend_upload_store(struct backend *b, struct call *call, struct upload *u);

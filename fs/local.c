@@ -1421,7 +1421,16 @@ static void resume_item(void *arg, const struct queue_item *item)
 	struct mount *m = arg;
 	CLEANUP(queue_item_release) struct queue_item copy = { 0 };
 
-	if (item->kind != FILE_PENDING || queue_item_copy(item, &copy) < 0)
+	/* The mount is up by now: what was begun, sent or removed since the rows were read is no earlier run's. */
+	struct upload_view view;
+	if (item->kind != FILE_PENDING || uploads_view(m->uploads, item->ino, &view) == 0)
+		return;
+	pthread_mutex_lock(&m->tree.lock);
+	const struct node *n = tree_find(&m->tree, item->ino);
+	const struct local *l = n && n->kind == NODE_ENTRY ? ((const struct entry *)n)->local : NULL;
+	bool is_waiting = l && l->is_submitted;
+	pthread_mutex_unlock(&m->tree.lock);
+	if (!is_waiting || queue_item_copy(item, &copy) < 0)
 		return;
 	if (strcmp(copy.account, m->account) != 0) {
 		/* The token was changed. A session that this one may read is the same account's for our purposes. */

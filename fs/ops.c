@@ -45,7 +45,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
 	struct mount *m = userdata;
 
-	conn->max_write = 1024 * 1024;
+	conn->max_write = 256 * 1024; /* each thread has a buffer of this size, and cp writes 128 KiB */
 	conn->time_gran = 1;
 	/* One of the two questions that `ls -l` asks of each entry is then answered from the kernel's cache. */
 	if ((conn->capable & FUSE_CAP_POSIX_ACL) && !m->options->noxattr)

@@ -501,6 +501,8 @@ static int submit_version(struct mount *m, struct entry *e, struct local *l, str
 		item->supersedes_id = strdup(document_id);
 	bool is_ready = !document_id || item->supersedes_id;
 	uint64_t old_spool = l->sent_spool_id;
+	const enum file_kind old_kind = l->kind;
+	const bool had_row = l->has_row;
 	if (is_ready) {
 		l->is_submitted = l->has_row = true;
 		if (spool_id(l->spool) == item->spool_id)
@@ -526,6 +528,10 @@ static int submit_version(struct mount *m, struct entry *e, struct local *l, str
 	l->is_submitted = false;
 	l->is_dirty = true;
 	l->sent_spool_id = old_spool;
+	if (is_moved) { /* then the rename fails, and this is what it was */
+		l->kind = old_kind;
+		l->has_row = had_row;
+	}
 	return r;
 }
 

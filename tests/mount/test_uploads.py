@@ -1,11 +1,13 @@
 """Uploads as such: the link for a large file that is asked for while it is written, what an unmount waits for, what a mount knows of
 an earlier one's files."""
 
+import contextlib
 import errno
 import os
 import time
+import unittest
 
-from harness import SLACK, MountCase, SharedMount, begin, finish, main, read, run, sha256_of, wait_for, write
+from harness import SLACK, MountCase, SharedMount, attribute, begin, finish, main, read, run, sha256_of, wait_for, write
 
 MIB = 1 << 20
 
@@ -140,6 +142,31 @@ class Ends(MountCase):
         wait_for(lambda: os.path.isdir(folder), 20, "its folder shows")
         self.assertEqual(["scan.pdf.part"], os.listdir(folder))
         self.assertEqual(data, read(part))
+
+    def test_a_scratch_file_whose_rename_finds_the_disk_full_is_one_still_and_can_be_renamed_later(self):
+        disk = self.new_folder()
+        if run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk]).status != 0:
+            raise unittest.SkipTest("no tmpfs can be mounted")
+        try:
+            self.rename_on_full(disk)
+        finally:
+            run(["umount", "-l", disk])
+
+    def rename_on_full(self, disk):
+        folder = self.begin(naming="session", state_dir=os.path.join(disk, "state"))
+        self.expects("disk|full|could not be|can't be")
+        part, data = os.path.join(folder, "scan.pdf.part"), os.urandom(5000)
+        write(part, data)
+        filler = os.path.join(disk, "filler")
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as f:
+            while True:
+                f.write(b"x" * 4096)
+        self.refused(errno.ENOSPC, os.rename, part, os.path.join(folder, "scan.pdf"))
+        self.assertEqual(["scan.pdf.part"], os.listdir(folder))
+        self.assertEqual("local", attribute(part, "state"))
+        os.unlink(filler)
+        os.rename(part, os.path.join(folder, "scan.pdf"))
+        self.assertEqual([sha256_of(data)], self.sandbox.hashes(self.session))
 
     def test_an_upload_that_stands_still_does_not_hold_the_unmount_and_goes_on_at_the_next(self):
         folder, since = self.begin(upload="background"), self.sandbox.last_request()

@@ -49,8 +49,8 @@
 #define SWEEP_MS 3600000
 #define SWEEP_DOCUMENT_MS 700
 #define SWEEP_MS_MAX (24 * 3600000LL) /* how long one may take */
-#define TRIM_COUNT 20000 /* documents */
-#define LOOK_MS 50 /* between looks whether a caller gave up */
+#define TRIM_COUNT 20000              /* documents */
+#define LOOK_MS 50                    /* between looks whether a caller gave up */
 #define ACCOUNT_BYTES 65
 
 enum flight_kind { FLIGHT_DOCUMENTS, FLIGHT_SESSION, FLIGHT_SESSIONS };
@@ -84,8 +84,8 @@ struct flight {
 	bool is_forgotten; /* nobody joins it, and it is not remembered */
 	bool is_worthless; /* to be asked again */
 	bool is_done;
-	int64_t asked_ms; /* by the cache's now_ms */
-	uint64_t number;  /* of the last time it was asked */
+	int64_t asked_ms;            /* by the cache's now_ms */
+	uint64_t number;             /* of the last time it was asked */
 	char account[ACCOUNT_BYTES]; /* that asked */
 	bool knew;                   /* asked with what was known, and so perhaps not for all */
 	struct patch *journal, **journal_end;
@@ -107,9 +107,9 @@ struct flight {
 struct remembered {
 	struct listing *listing; /* NULL: the session is gone */
 	int64_t asked_ms;
-	uint64_t number; /* of the question: a later one's answer is not replaced by an earlier one's */
+	uint64_t number;   /* of the question: a later one's answer is not replaced by an earlier one's */
 	int64_t walked_ms; /* when it was last asked for in full */
-	bool is_doubted; /* a write came after it whose outcome is unknown */
+	bool is_doubted;   /* a write came after it whose outcome is unknown */
 };
 
 struct remembered_session {
@@ -122,8 +122,8 @@ struct cache {
 	struct backend self;   /* this, inner, pool and the options are set once */
 	struct backend *inner; /* owned */
 	struct pool *pool;
-	struct store *store;           /* NULL: nothing outlives us; called with and without the lock */
-	char account[ACCOUNT_BYTES];   /* until the inner backend knows better */
+	struct store *store;         /* NULL: nothing outlives us; called with and without the lock */
+	char account[ACCOUNT_BYTES]; /* until the inner backend knows better */
 	int64_t ttl_ms, stale_ms;
 	int64_t (*now_ms)(void);
 	pthread_mutex_t lock;   /* guards what follows */
@@ -136,8 +136,9 @@ struct cache {
 	uint64_t list_number;
 	struct flight *flights;
 	uint64_t asked; /* counts questions */
-	uint64_t forgotten; /* counts what was forgotten: what was read from the disk before is not taken for remembered */
-	bool sweeps; /* one session at a time */
+	uint64_t
+		forgotten; /* counts what was forgotten: what was read from the disk before is not taken for remembered */
+	bool sweeps;       /* one session at a time */
 	bool closes;
 };
 
@@ -320,10 +321,11 @@ static void recollect(struct cache *c, const char *session_id)
 		return; /* none, or told there */
 	SCOPED_LOCK(&c->lock);
 	if (c->forgotten == forgotten && !table_find(c->listings, session_id))
-		remember(c, session_id, &(struct remembered){ .listing = found,
-							      .asked_ms = listing_asked_ms(found),
-							      .walked_ms = c->now_ms(), /* as far as we know */
-							      .is_doubted = true });
+		remember(c, session_id,
+			 &(struct remembered){ .listing = found,
+					       .asked_ms = listing_asked_ms(found),
+					       .walked_ms = c->now_ms(), /* as far as we know */
+					       .is_doubted = true });
 }
 
 static bool session_list_copy(const struct session_list *from, struct session_list *ret)
@@ -441,8 +443,7 @@ static bool flight_is_about(const struct flight *f, const char *session_id)
 }
 
 /* Lock held. */
-static struct flight *flight_find(struct cache *c, enum flight_kind kind, const char *session_id,
-				  enum urgency urgency)
+static struct flight *flight_find(struct cache *c, enum flight_kind kind, const char *session_id, enum urgency urgency)
 {
 	for (struct flight *f = c->flights; f; f = f->next) {
 		if (f->kind == kind && !f->is_done && !f->is_forgotten && !f->is_sweep && f->urgency <= urgency &&
@@ -727,11 +728,12 @@ static void flight_remember(struct flight *f, const struct answer *a)
 		if (!old || old->number <= f->number) {
 			char account[ACCOUNT_BYTES];
 			bool is_partial = f->knew && !f->is_sweep;
-			remember(c, f->session_id, &(struct remembered){ .listing = a->listing,
-									 .asked_ms = f->asked_ms,
-									 .walked_ms = is_partial && old ? old->walked_ms : f->asked_ms,
-									 .number = f->number,
-									 .is_doubted = f->is_worthless });
+			remember(c, f->session_id,
+				 &(struct remembered){ .listing = a->listing,
+						       .asked_ms = f->asked_ms,
+						       .walked_ms = is_partial && old ? old->walked_ms : f->asked_ms,
+						       .number = f->number,
+						       .is_doubted = f->is_worthless });
 			account_of(c, account);
 			if (strcmp(account, f->account) == 0)
 				store_remembered(c, f->session_id, a->listing);
@@ -831,7 +833,8 @@ static int merge_swept(struct listing *began, struct listing *swept, struct list
 		struct document is;
 		if (at >= 0)
 			listing_get(now, at, &is);
-		bool is_news = at < 0 ? listing_find(began, d.id) < 0 : holds_equal(began, &is) && !document_is_equal(&is, &d);
+		bool is_news =
+			at < 0 ? listing_find(began, d.id) < 0 : holds_equal(began, &is) && !document_is_equal(&is, &d);
 		if (!is_news)
 			not_news[old++] = d.id;
 	}
@@ -1523,9 +1526,9 @@ int cache_wrap(struct backend *inner, const struct cache_options *options, struc
 	c->stale_ms = options->stale_ms;
 	c->now_ms = options->now_ms ? options->now_ms : clock_now_ms;
 	c->pool = pool_new("cache", FLIGHTS_MAX);
-	c->listings = table_new(options->listings_max > 0 ? (size_t)options->listings_max : LISTINGS_MAX,
-				options->bytes_max > 0 ? (size_t)options->bytes_max : LISTINGS_BYTES_MAX,
-				remembered_free);
+	c->listings =
+		table_new(options->listings_max > 0 ? (size_t)options->listings_max : LISTINGS_MAX,
+			  options->bytes_max > 0 ? (size_t)options->bytes_max : LISTINGS_BYTES_MAX, remembered_free);
 	c->sessions = table_new(SESSIONS_MAX, SIZE_MAX, remembered_session_free);
 	if (!c->pool || !c->listings || !c->sessions) {
 		cache_free(c);

@@ -40,10 +40,11 @@ enum {
 
 #define BYTES_MAX (INT64_C(512) << 20)
 
-static const char schema[] = "CREATE TABLE listing(id INTEGER PRIMARY KEY, account TEXT NOT NULL, session TEXT NOT NULL,"
-			     " as_of_ms INTEGER NOT NULL, json TEXT NOT NULL, json_bytes INTEGER NOT NULL,"
-			     " bytes INTEGER NOT NULL, UNIQUE(account, session));"
-			     "CREATE TABLE content(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);";
+static const char schema[] =
+	"CREATE TABLE listing(id INTEGER PRIMARY KEY, account TEXT NOT NULL, session TEXT NOT NULL,"
+	" as_of_ms INTEGER NOT NULL, json TEXT NOT NULL, json_bytes INTEGER NOT NULL,"
+	" bytes INTEGER NOT NULL, UNIQUE(account, session));"
+	"CREATE TABLE content(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);";
 
 /* What is to be written of a session. */
 struct note {
@@ -52,7 +53,7 @@ struct note {
 	char *session_id;
 	struct listing *listing; /* counted; NULL: to be forgotten */
 	int64_t due_ms;
-	uint64_t change; /* counts up: what came while the last one was being written is written too */
+	uint64_t change;       /* counts up: what came while the last one was being written is written too */
 	uint64_t saved_serial; /* of the listing on the disk; 0: not known */
 	bool waits;
 };
@@ -61,11 +62,11 @@ struct store {
 	char *dir, *records; /* these and the options are set once */
 	int64_t delay_ms, bytes_max;
 	struct pool *pool;
-	pthread_mutex_t lock;    /* guards what follows; never held while the disk is waited for */
-	struct note *notes;      /* of every session written since the start: a few words each */
+	pthread_mutex_t lock; /* guards what follows; never held while the disk is waited for */
+	struct note *notes;   /* of every session written since the start: a few words each */
 	struct index by_session;
 	uint64_t changes;
-	int64_t next_ms;         /* when the writer looks again; INT64_MAX: not at all */
+	int64_t next_ms;               /* when the writer looks again; INT64_MAX: not at all */
 	char forgotten[ACCOUNT_BYTES]; /* an account all of whose rows are to go, before any note; "" none */
 	bool is_closing;
 	pthread_mutex_t disk_lock; /* guards what follows; taken before `lock` where both are */
@@ -164,7 +165,8 @@ static void remove_database(const char *path)
 		CLEANUP(buf_release) struct buf name = BUF(PATH_MAX);
 		buf_addf(&name, "%s%s", path, tails[i]);
 		if (buf_text(&name))
-			(void)unlink(buf_text(&name)); /* what can't be removed can't be opened either, and that is told */
+			(void)unlink(
+				buf_text(&name)); /* what can't be removed can't be opened either, and that is told */
 	}
 }
 
@@ -198,7 +200,8 @@ static void mourn(struct store *s, int e, const char *what)
 	if (is_damage(e)) {
 		CLEANUP(buf_release) struct buf path = BUF(PATH_MAX);
 		buf_addf(&path, "%s/listings.db", s->dir);
-		log_warning("cache: %s turned out to be damaged: it is begun anew", buf_text(&path) ? buf_text(&path) : "");
+		log_warning("cache: %s turned out to be damaged: it is begun anew",
+			    buf_text(&path) ? buf_text(&path) : "");
 		(void)sqlite3_close(s->db);
 		s->db = NULL;
 		if (buf_text(&path))
@@ -236,7 +239,8 @@ static int find_row(struct store *s, const char *account, const char *session_id
 		    char ret_json[LISTING_JSON_NAME_BYTES])
 {
 	STATEMENT statement = NULL;
-	int e = prepare(s, "SELECT id, json FROM listing WHERE account = ?1 AND session = ?2", account, session_id, &statement);
+	int e = prepare(s, "SELECT id, json FROM listing WHERE account = ?1 AND session = ?2", account, session_id,
+			&statement);
 
 	if (e == SQLITE_OK)
 		e = sqlite3_step(statement);
@@ -301,7 +305,8 @@ static int make_room(struct store *s, int64_t but_id)
 		int e = read_number(s->db, "SELECT coalesce(sum(bytes + json_bytes), 0) FROM listing", &bytes);
 		if (e != SQLITE_OK || bytes <= s->bytes_max)
 			return e;
-		(void)snprintf(sql, sizeof(sql), "SELECT id, json FROM listing WHERE id != %lld ORDER BY as_of_ms LIMIT 1",
+		(void)snprintf(sql, sizeof(sql),
+			       "SELECT id, json FROM listing WHERE id != %lld ORDER BY as_of_ms LIMIT 1",
 			       (long long)but_id);
 		e = sqlite3_prepare_v2(s->db, sql, -1, &statement, NULL);
 		if (e == SQLITE_OK)
@@ -350,15 +355,18 @@ static int64_t file_bytes(const char *dir, const char *name)
 }
 
 /* ret_id: its row. */
-static int write_row(struct store *s, const struct note *n, const struct packed *packed, const char *json, int64_t *ret_id)
+static int write_row(struct store *s, const struct note *n, const struct packed *packed, const char *json,
+		     int64_t *ret_id)
 {
 	STATEMENT row = NULL;
 	STATEMENT content = NULL;
-	int e = prepare(s,
-			"INSERT INTO listing(account, session, as_of_ms, json, json_bytes, bytes) VALUES(?1, ?2, ?3, ?4, ?5, ?6)"
-			" ON CONFLICT(account, session) DO UPDATE SET as_of_ms = ?3, json = ?4, json_bytes = ?5, bytes = ?6"
-			" RETURNING id",
-			n->account, n->session_id, &row);
+	int e = prepare(
+		s,
+		"INSERT INTO listing(account, session, as_of_ms, json, json_bytes, bytes) VALUES(?1, ?2, ?3, ?4, ?5, "
+		"?6)"
+		" ON CONFLICT(account, session) DO UPDATE SET as_of_ms = ?3, json = ?4, json_bytes = ?5, bytes = ?6"
+		" RETURNING id",
+		n->account, n->session_id, &row);
 
 	if (e == SQLITE_OK)
 		e = sqlite3_bind_int64(row, 3, listing_as_of_wall_ms(n->listing));
@@ -418,8 +426,8 @@ static int write_listing(struct store *s, const struct note *n)
 static int write_time(struct store *s, const struct note *n)
 {
 	STATEMENT statement = NULL;
-	int e = prepare(s, "UPDATE listing SET as_of_ms = ?3 WHERE account = ?1 AND session = ?2", n->account, n->session_id,
-			&statement);
+	int e = prepare(s, "UPDATE listing SET as_of_ms = ?3 WHERE account = ?1 AND session = ?2", n->account,
+			n->session_id, &statement);
 
 	if (e == SQLITE_OK)
 		e = sqlite3_bind_int64(statement, 3, listing_as_of_wall_ms(n->listing));
@@ -630,8 +638,8 @@ void store_put(struct store *s, const char *account, const char *session_id, str
 	bool is_unchanged = n->saved_serial == listing_serial(l) && strcmp(n->account, account) == 0 &&
 			    (!n->waits || (n->listing && listing_serial(n->listing) == n->saved_serial));
 	if (delay_ms == 0)
-		delay_ms = is_unchanged ? UNCHANGED_DELAY_MS :
-					  DELAY_MS + (int64_t)(listing_packed_bytes(l) >> 20) * DELAY_PER_MIB_MS;
+		delay_ms = is_unchanged ? UNCHANGED_DELAY_MS
+					: DELAY_MS + (int64_t)(listing_packed_bytes(l) >> 20) * DELAY_PER_MIB_MS;
 	int64_t due_ms = clock_now_ms() + delay_ms;
 	note_set(s, n, account, l, due_ms);
 	wake_writer(s, n->due_ms);
@@ -729,8 +737,8 @@ static int read_listing(struct store *s, int64_t id, int64_t as_of_ms, const cha
 static int load_row(struct store *s, const char *account, const char *session_id, int64_t now_ms, struct listing **ret)
 {
 	STATEMENT statement = NULL;
-	int e = prepare(s, "SELECT id, as_of_ms, json FROM listing WHERE account = ?1 AND session = ?2", account, session_id,
-			&statement);
+	int e = prepare(s, "SELECT id, as_of_ms, json FROM listing WHERE account = ?1 AND session = ?2", account,
+			session_id, &statement);
 
 	if (e == SQLITE_OK)
 		e = sqlite3_step(statement);
@@ -754,8 +762,8 @@ int store_load(struct store *s, const char *account, const char *session_id, int
 	r = load_row(s, account, session_id, now_ms, ret);
 	if (r == 0 || r == -ENOENT)
 		return r;
-	log_warning("cache: what was remembered of session %s can't be read (%s): it will be asked for again", session_id,
-		    r == -EBADMSG ? "damaged, or of another version" : strerror(-r));
+	log_warning("cache: what was remembered of session %s can't be read (%s): it will be asked for again",
+		    session_id, r == -EBADMSG ? "damaged, or of another version" : strerror(-r));
 	if (r == -EBADMSG) {
 		int e = forget_row(s, account, session_id);
 		if (e != SQLITE_OK)

@@ -375,7 +375,8 @@ int backend_measure_document(struct backend *b, struct call *call, const char *s
 		return no_session(call);
 	if (!document_id_is_sound(document_id))
 		return no_document(call);
-	return b->ops->measure_document ? b->ops->measure_document(b, call, session_id, document_id, ret_bytes) : lacks_op(call);
+	return b->ops->measure_document ? b->ops->measure_document(b, call, session_id, document_id, ret_bytes)
+					: lacks_op(call);
 }
 
 int backend_attach(struct backend *b, struct call *call, const char *session_id, const char *from_session_id,

@@ -867,7 +867,8 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 			snprintf(x->error, sizeof(x->error), "%s", curl_easy_strerror((CURLcode)a->curl_code));
 		log_attempt(x);
 		metrics_count_request(x->q->target == HTTP_API ? "api" : "storage", x->q->method, a->status,
-				      clock_now_ms() - x->began_ms, x->moved_up, (int64_t)x->answer.len + x->written_bytes);
+				      clock_now_ms() - x->began_ms, x->moved_up,
+				      (int64_t)x->answer.len + x->written_bytes);
 	}
 	if (is_set && a->curl_code == CURLE_OK && !x->is_enough)
 		handle_return(x->http, x->handle, x->origin);

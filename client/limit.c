@@ -35,18 +35,19 @@ enum {
 	PAUSE_FIRST_MS = 1000, /* after a 429 that does not say how long */
 	PAUSE_MS_MAX = 60 * 1000,
 	RETRY_AFTER_MS_MAX = 15 * 60 * 1000, /* a server that asks for more is asked again then */
-	LOWERED_MS_MAX = 60 * 60 * 1000, /* longer than it takes to come back from any lowering */
-	LOWER_TO_PERCENT = 70,           /* by each 429 ... */
-	LOWEST_PART = 4,                 /* ... but not below this part of the rate ... */
-	RAISE_PART = 60,                 /* ... and up again by this part of it a window: so that several behind one address
+	LOWERED_MS_MAX = 60 * 60 * 1000,     /* longer than it takes to come back from any lowering */
+	LOWER_TO_PERCENT = 70,               /* by each 429 ... */
+	LOWEST_PART = 4,                     /* ... but not below this part of the rate ... */
+	RAISE_PART = 60, /* ... and up again by this part of it a window: so that several behind one address
 					    come to equal shares, and meet the limit seldom */
 	LOCK_TRIES = 50,
 	LOCK_TRY_MS = 2,            /* a stopped process must not stop us */
 	FOREIGN_MS_MAX = 10 * 1000, /* how long we believe an answer about others; then one request asks anew */
 	BACKGROUND_SHARE = 5,
 	PERSON_SHARE = 20,
-	OWN_SHARE = 3,      /* of the rate, that we take whatever others behind our address use: they will give way as well */
-	WANTED_MS = 3000,   /* somebody who waited so short ago is taken to wait still */
+	OWN_SHARE =
+		3, /* of the rate, that we take whatever others behind our address use: they will give way as well */
+	WANTED_MS = 3000, /* somebody who waited so short ago is taken to wait still */
 	WANTED_STEP_MS = 500,
 };
 
@@ -71,7 +72,7 @@ struct shared {
 	char boot_id[40];
 	int64_t wall_minus_now_ms;
 	int64_t paused_until_ms;
-	int64_t lowered_ms; /* when the rate became lowered_rate; from there it rises again */
+	int64_t lowered_ms;               /* when the rate became lowered_rate; from there it rises again */
 	int64_t wanted_ms[URGENCY_COUNT]; /* when somebody, of any process, waited last */
 	int32_t lowered_rate;
 	int32_t strikes; /* 429s in a row that did not say how long */
@@ -488,8 +489,8 @@ static void pause_everybody(struct limit *l, int64_t retry_after_ms, int64_t now
 	/* Several that were under way are refused together: that is one event. */
 	if (now >= s->paused_until_ms && rate > 0) {
 		int usual = usual_rate(l);
-		s->lowered_rate = (int32_t)clamp((int64_t)rate * LOWER_TO_PERCENT / 100, clamp(usual / LOWEST_PART, 1, usual),
-						 LIMIT_RATE_MAX);
+		s->lowered_rate = (int32_t)clamp((int64_t)rate * LOWER_TO_PERCENT / 100,
+						 clamp(usual / LOWEST_PART, 1, usual), LIMIT_RATE_MAX);
 		s->lowered_ms = now;
 		log_warning("%s: the service says there were too many requests; nothing is sent for %lld ms, then at "
 			    "most %d a window",

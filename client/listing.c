@@ -65,7 +65,7 @@ struct json_file {
 	int fd;
 	pthread_mutex_t lock; /* guards what follows */
 	off_t end;
-	bool has_failed; /* said once in the log; nothing more is kept */
+	bool has_failed;                    /* said once in the log; nothing more is kept */
 	char name[LISTING_JSON_NAME_BYTES]; /* "": it has none yet and ends with us */
 };
 
@@ -657,8 +657,8 @@ static int records_word(struct records *rs, const char *text, uint32_t *ret)
 static int records_kind(struct records *rs, const struct document *doc, uint32_t *ret)
 {
 	const char *const words[WORD_COUNT] = {
-		[WORD_STATUS] = doc->status,	      [WORD_MIME] = doc->mime,
-		[WORD_SOURCE] = doc->source,	      [WORD_WORKSPACE] = doc->workspace_id,
+		[WORD_STATUS] = doc->status,          [WORD_MIME] = doc->mime,
+		[WORD_SOURCE] = doc->source,          [WORD_WORKSPACE] = doc->workspace_id,
 		[WORD_PARSING] = doc->parsing.status, [WORD_VERSION] = doc->parsing.version,
 		[WORD_CONFIG] = doc->parsing.config,
 	};
@@ -922,12 +922,13 @@ static bool is_same_text(const char *a, const char *b)
 
 bool document_is_equal(const struct document *a, const struct document *b)
 {
-	bool is = is_same_text(a->id, b->id) && is_same_text(a->filename, b->filename) && is_same_text(a->status, b->status) &&
-		  a->state == b->state && is_same_text(a->sha256, b->sha256) && a->size_bytes == b->size_bytes &&
-		  a->created_ms == b->created_ms && is_same_text(a->mime, b->mime) && is_same_text(a->source, b->source) &&
-		  is_same_text(a->source_url, b->source_url) && is_same_text(a->workspace_id, b->workspace_id) &&
-		  a->pages == b->pages && is_same_text(a->error, b->error) &&
-		  is_same_text(a->parsing.status, b->parsing.status) && is_same_text(a->parsing.version, b->parsing.version) &&
+	bool is = is_same_text(a->id, b->id) && is_same_text(a->filename, b->filename) &&
+		  is_same_text(a->status, b->status) && a->state == b->state && is_same_text(a->sha256, b->sha256) &&
+		  a->size_bytes == b->size_bytes && a->created_ms == b->created_ms && is_same_text(a->mime, b->mime) &&
+		  is_same_text(a->source, b->source) && is_same_text(a->source_url, b->source_url) &&
+		  is_same_text(a->workspace_id, b->workspace_id) && a->pages == b->pages &&
+		  is_same_text(a->error, b->error) && is_same_text(a->parsing.status, b->parsing.status) &&
+		  is_same_text(a->parsing.version, b->parsing.version) &&
 		  is_same_text(a->parsing.config, b->parsing.config) && a->parsing.updated_ms == b->parsing.updated_ms;
 
 	for (size_t i = 0; is && i < sizeof(a->extra) / sizeof(a->extra[0]); i++) {
@@ -1055,10 +1056,10 @@ int listing_patch(struct listing *l, const char *const *without, int without_cou
 
 struct listing_builder {
 	struct records *records;
-	char *scratch_dir;   /* NULL: no JSON is kept */
-	struct buf pending;  /* JSON not yet in the file */
-	off_t pending_at;    /* where it will begin */
-	int error;           /* the first failure: what was added after it is incomplete */
+	char *scratch_dir;  /* NULL: no JSON is kept */
+	struct buf pending; /* JSON not yet in the file */
+	off_t pending_at;   /* where it will begin */
+	int error;          /* the first failure: what was added after it is incomplete */
 };
 
 struct listing_builder *listing_builder_new(const char *scratch_dir)
@@ -1169,7 +1170,7 @@ void listing_builder_release(struct listing_builder **b)
 /* Of the head, the records, the words' order or the hash of a text: another one is not read. */
 #define PACKED_VERSION 1
 #define PACKED_MAGIC UINT64_C(0x31676e6974736c73) /* "slsting1", and tells a machine of another byte order */
-#define PACKED_PROBE "0f1e2d3c"                    /* any text: its hash tells whether by_id is still of use */
+#define PACKED_PROBE "0f1e2d3c"                   /* any text: its hash tells whether by_id is still of use */
 
 struct packed_head {
 	uint64_t magic;

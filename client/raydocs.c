@@ -37,7 +37,7 @@ enum {
 	REFUSED_MS = 10 * 60 * 1000, /* so long a 403 to a side question is believed */
 	AHEAD_MIN = 2,
 	AHEAD_SPARED = 8, /* places left to others while there are more */
-	AHEAD_MAX = 32,              /* pages of one listing under way at a time: 1,000 documents in three turns */
+	AHEAD_MAX = 32,   /* pages of one listing under way at a time: 1,000 documents in three turns */
 	RELAY_MS = 100,
 	BATCH_MAX = 20,
 	HEADERS_MAX = 32,
@@ -1217,15 +1217,15 @@ struct update {
 	struct listing *known;
 	int64_t asked_ms, as_of_wall_ms;
 	cJSON *record;
-	bool *is_named;            /* of known: the record names it */
-	int named, named_in_all;   /* of known; of all */
+	bool *is_named;          /* of known: the record names it */
+	int named, named_in_all; /* of known; of all */
 	struct needed *needed;
 	int needed_count, needed_room;
-	int64_t total;             /* as a page said; -1 */
-	int newcomers;             /* in `found` and not in known */
+	int64_t total; /* as a page said; -1 */
+	int newcomers; /* in `found` and not in known */
 	struct listing_builder *found;
-	bool order_differs;        /* a page did not hold what it should by the record's order */
-	bool is_cut;               /* the record does not name all */
+	bool order_differs; /* a page did not hold what it should by the record's order */
+	bool is_cut;        /* the record does not name all */
 };
 
 static void update_release(struct update *u)
@@ -1507,9 +1507,14 @@ static int raydocs_list_documents(struct backend *b, struct call *call, const ch
 	struct raydocs *s = raydocs_from(b);
 	struct walk w = { .s = s, .call = call, .session_id = session_id };
 	CLEANUP(listing_release) struct listing *found = NULL;
-	CLEANUP(update_release) struct update u = { .s = s, .call = call, .session_id = session_id, .known = known,
-						    .asked_ms = clock_now_ms(), .as_of_wall_ms = clock_wall_ms(),
-						    .total = -1 };
+	CLEANUP(update_release)
+	struct update u = { .s = s,
+			    .call = call,
+			    .session_id = session_id,
+			    .known = known,
+			    .asked_ms = clock_now_ms(),
+			    .as_of_wall_ms = clock_wall_ms(),
+			    .total = -1 };
 	bool is_sound;
 	int r = 1;
 
@@ -2559,7 +2564,8 @@ static void raydocs_tell_state(struct backend *b, struct buf *ret)
 
 	limit_describe(s->limit, "this minute", ret);
 	if (s->naming == NAMING_AUTO && wants_workspace(s))
-		buf_add(ret, "naming: the service does not keep the names of what is uploaded into a session, so documents go by way of "
+		buf_add(ret, "naming: the service does not keep the names of what is uploaded into a session, so "
+			     "documents go by way of "
 			     "the workspace, which takes a name\n");
 }
 

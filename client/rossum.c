@@ -54,7 +54,7 @@ enum {
 	NO_ANNOTATION_MS = 45 * 1000, /* within a minute, so that a close() still hears of it */
 	SETTLE_MS = 10 * 1000,        /* a file whose answer was lost shows in the listing by then, if it was taken */
 	SETTLE_LOOK_MS = 2000,
-	YOUNGER_MS = 30 * 1000,  /* a document comes with its annotation, not so long after it */
+	YOUNGER_MS = 30 * 1000,   /* a document comes with its annotation, not so long after it */
 	SKEW_MS = 10 * 60 * 1000, /* between the service's clock and ours */
 	ATTEMPT_MS = 60 * 60 * 1000,
 	LINKS = 32768, /* the largest queue that costs no second request a document */
@@ -121,7 +121,7 @@ struct rossum {
 	char *metadata; /* further members for the metadata, `,"key":"value"`...; "" */
 	struct value *values;
 	int value_count;
-	bool is_raw;    /* upload_form=raw */
+	bool is_raw; /* upload_form=raw */
 	int (*read_credentials)(void *arg, struct credentials *ret);
 	const char *(*option)(void *arg, const char *name, int nth);
 	void *arg;
@@ -1227,7 +1227,8 @@ static void qualify(struct rossum *s, struct call *call, struct session_list *l)
 	for (int i = 0; i < l->count; i++) {
 		struct session *queue = &l->items[i];
 
-		if (!queue->workspace_id || name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) || has_asked)
+		if (!queue->workspace_id || name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) ||
+		    has_asked)
 			continue;
 		learn_workspaces(s, call);
 		call_forget_fault(call);
@@ -1529,8 +1530,7 @@ static int walk_missing(struct walk *w, struct listing *known)
 static bool documents_are_equal(const struct document *a, const struct document *b)
 {
 	for (int i = 0; i < DOCUMENT_EXTRA_MAX; i++) {
-		if (!text_is_equal(a->extra[i][0], b->extra[i][0]) ||
-		    !text_is_equal(a->extra[i][1], b->extra[i][1]))
+		if (!text_is_equal(a->extra[i][0], b->extra[i][0]) || !text_is_equal(a->extra[i][1], b->extra[i][1]))
 			return false;
 	}
 	return strcmp(a->id, b->id) == 0 && text_is_equal(a->filename, b->filename) &&
@@ -1846,8 +1846,8 @@ static int rossum_fetch_document(struct backend *b, struct call *call, const cha
 }
 
 /* No request tells a size alone: Content-Length is read, and the connection closed on what follows. */
-static int rossum_measure_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
-				   int64_t *ret_bytes)
+static int rossum_measure_document(struct backend *b, struct call *call, const char *session_id,
+				   const char *document_id, int64_t *ret_bytes)
 {
 	struct content c = { 0 };
 	int r = get_annotation_content(rossum_from(b), call, document_id, &c);
@@ -2202,7 +2202,9 @@ static int values_print(struct rossum *s, struct call *call, const char *queue_i
 	for (int i = 0; i < s->value_count; i++)
 		wants_name = wants_name || (s->values[i].queue && !is_digits(s->values[i].queue));
 	if (wants_name && !(name = queue_name(s, call, queue_id)))
-		return call->fault.kind == FAULT_NONE ? call_no_memory(call) : call->fault.kind == FAULT_GONE ? -ENOENT : -EIO;
+		return call->fault.kind == FAULT_NONE   ? call_no_memory(call)
+		       : call->fault.kind == FAULT_GONE ? -ENOENT
+							: -EIO;
 	for (int i = 0; i < s->value_count; i++) {
 		const struct value *v = &s->values[i];
 		CLEANUP(buf_release) struct buf key = BUF(BODY_BYTES_MAX);
@@ -2242,7 +2244,9 @@ static int post_file(struct rossum *s, struct call *call, const struct upload *u
 	const struct http_part parts[] = {
 		{ .name = "content", .filename = u->name, .mime = "application/octet-stream" },
 		{ .name = "metadata", .text = buf_text(&metadata), .mime = "application/json" },
-		{ .name = values.len ? "values" : NULL, .text = values.len ? buf_text(&values) : NULL, .mime = "application/json" },
+		{ .name = values.len ? "values" : NULL,
+		  .text = values.len ? buf_text(&values) : NULL,
+		  .mime = "application/json" },
 		{ .name = NULL },
 	};
 	const struct http_request q = { .method = "POST",
@@ -2311,7 +2315,8 @@ static int store(struct rossum *s, struct call *call, struct upload *u, struct t
 
 		/* "Try later" is said before a file is looked at; after any other silence it may still be on its way.
 		 */
-		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : patience_ms(s, SETTLE_MS), is_in_doubt);
+		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : patience_ms(s, SETTLE_MS),
+			     is_in_doubt);
 		return r;
 	}
 	attempt_note(s, t->nonce, patience_ms(s, SETTLE_MS), false);
@@ -2881,7 +2886,8 @@ static const char *find_colon(const char *name, const char *pair, struct buf *wh
 }
 
 /* Two of an option name the same, before their colons. */
-static int check_twice(const struct backend_config *config, const char *name, int nth, size_t key_bytes, struct buf *why)
+static int check_twice(const struct backend_config *config, const char *name, int nth, size_t key_bytes,
+		       struct buf *why)
 {
 	const char *pair = option_of(config, name, nth);
 
@@ -2988,7 +2994,8 @@ static int read_options(struct rossum *s, const struct backend_config *config, s
 		return r;
 	s->metadata = strdup(buf_text(&metadata));
 	if (s->is_raw)
-		log_info("rossum: upload_form=raw: files are sent with neither metadata nor values, so nothing at the service tells "
+		log_info("rossum: upload_form=raw: files are sent with neither metadata nor values, so nothing at the "
+			 "service tells "
 			 "their sizes and hashes");
 	return s->metadata ? 0 : -ENOMEM;
 }

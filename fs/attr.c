@@ -87,7 +87,9 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
 
 void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_param *ret)
 {
-	*ret = (struct fuse_entry_param){ .ino = n->ino, .attr_timeout = REST_TIMEOUT_S, .entry_timeout = REST_TIMEOUT_S };
+	*ret = (struct fuse_entry_param){ .ino = n->ino,
+					  .attr_timeout = REST_TIMEOUT_S,
+					  .entry_timeout = REST_TIMEOUT_S };
 	attr_fill(m, n, &ret->attr);
 	if (n->kind == NODE_ENTRY) {
 		struct entry *e = (struct entry *)n;
@@ -177,7 +179,8 @@ static int get_of_document(const struct entry *e, const struct document *d, cons
 	if (strcmp(name, "mime") == 0)
 		return add_text(ret, d->mime);
 	if (strcmp(name, "size") == 0)
-		return get_number(ret, d->size_bytes < 0 && e->past->learned_bytes > 0 ? e->past->learned_bytes : d->size_bytes);
+		return get_number(ret, d->size_bytes < 0 && e->past->learned_bytes > 0 ? e->past->learned_bytes
+										       : d->size_bytes);
 	if (strcmp(name, "pages") == 0)
 		return get_number(ret, d->pages);
 	if (strcmp(name, "source") == 0)
@@ -205,7 +208,9 @@ static int get_of_entry(struct mount *m, const struct entry *e, const char *name
 	struct upload_view view;
 	bool has_view = false;
 	bool has_document = entry_document(e, &d);
-	enum document_state state = e->local ? entry_state(m, e, &view, &has_view) : has_document ? d.state : STATE_STORED;
+	enum document_state state = e->local       ? entry_state(m, e, &view, &has_view)
+				    : has_document ? d.state
+						   : STATE_STORED;
 
 	if (strcmp(name, "state") == 0)
 		return add_text(ret, document_state_word(state));
@@ -235,8 +240,11 @@ static int get_of_entry(struct mount *m, const struct entry *e, const char *name
  * done. Counted anew when the listing or the names are others: a folder's attributes are read together. */
 static void count_states(struct folder *f)
 {
-	struct folder_counts now = { .serial = listing_serial(f->listing), .shape = f->shape, .unlisted = f->unlisted.used,
-				     .locals = f->local_count, .is_counted = true };
+	struct folder_counts now = { .serial = listing_serial(f->listing),
+				     .shape = f->shape,
+				     .unlisted = f->unlisted.used,
+				     .locals = f->local_count,
+				     .is_counted = true };
 	struct document d;
 	struct entry *e;
 
@@ -310,12 +318,28 @@ int attr_get(struct mount *m, struct node *n, const char *name, struct buf *ret)
 	return r;
 }
 
-static const char *const entry_names[] = {
-	"status", "state", "id", "filename", "sha256", "mime", "size", "created", "pages", "source", "source.url", "workspace",
-	"parsing.status", "parsing.updated", "parsing.version", "parsing.config", "error", "progress", "as_of", NULL
-};
-static const char *const folder_names[] = { "id", "template", "workspace", "status", "documents", "ready", "processing", "failed",
-					    "as_of", NULL };
+static const char *const entry_names[] = { "status",
+					   "state",
+					   "id",
+					   "filename",
+					   "sha256",
+					   "mime",
+					   "size",
+					   "created",
+					   "pages",
+					   "source",
+					   "source.url",
+					   "workspace",
+					   "parsing.status",
+					   "parsing.updated",
+					   "parsing.version",
+					   "parsing.config",
+					   "error",
+					   "progress",
+					   "as_of",
+					   NULL };
+static const char *const folder_names[] = { "id",    "template",   "workspace", "status", "documents",
+					    "ready", "processing", "failed",    "as_of",  NULL };
 
 static bool has_text(const char *text)
 {
@@ -329,13 +353,23 @@ static void list_document(const struct entry *e, const struct document *d, struc
 		const char *name;
 		bool is_there;
 	} all[] = {
-		{ "status", has_text(d->status) }, { "state", true }, { "id", has_text(d->id) }, { "filename", has_text(d->filename) },
-		{ "sha256", has_text(d->sha256) }, { "mime", has_text(d->mime) },
-		{ "size", d->size_bytes >= 0 || e->past->learned_bytes > 0 }, { "created", d->created_ms >= 0 },
-		{ "pages", d->pages >= 0 }, { "source", has_text(d->source) }, { "source.url", has_text(d->source_url) },
-		{ "workspace", has_text(d->workspace_id) }, { "parsing.status", has_text(d->parsing.status) },
-		{ "parsing.updated", d->parsing.updated_ms >= 0 }, { "parsing.version", has_text(d->parsing.version) },
-		{ "parsing.config", has_text(d->parsing.config) }, { "error", has_text(d->error) },
+		{ "status", has_text(d->status) },
+		{ "state", true },
+		{ "id", has_text(d->id) },
+		{ "filename", has_text(d->filename) },
+		{ "sha256", has_text(d->sha256) },
+		{ "mime", has_text(d->mime) },
+		{ "size", d->size_bytes >= 0 || e->past->learned_bytes > 0 },
+		{ "created", d->created_ms >= 0 },
+		{ "pages", d->pages >= 0 },
+		{ "source", has_text(d->source) },
+		{ "source.url", has_text(d->source_url) },
+		{ "workspace", has_text(d->workspace_id) },
+		{ "parsing.status", has_text(d->parsing.status) },
+		{ "parsing.updated", d->parsing.updated_ms >= 0 },
+		{ "parsing.version", has_text(d->parsing.version) },
+		{ "parsing.config", has_text(d->parsing.config) },
+		{ "error", has_text(d->error) },
 		{ "as_of", e->document >= 0 || e->own },
 	};
 

@@ -39,14 +39,21 @@ static void answer_error(struct change_call *c, fuse_req_t req, int error)
 	fuse_reply_err(req, -error);
 }
 
-static struct change_call *call_new(struct mount *m, fuse_req_t req, struct folder *f, struct folder *to, struct entry *e,
-				    const char *name, const char *new_name)
+static struct change_call *call_new(struct mount *m, fuse_req_t req, struct folder *f, struct folder *to,
+				    struct entry *e, const char *name, const char *new_name)
 {
 	struct change_call *c = calloc(1, sizeof(*c));
 	if (!c)
 		return NULL;
-	*c = (struct change_call){ .m = m, .answer = answer_error, .req = req, .folder = f, .to = to, .entry = e, .refs = 1,
-				   .name = name ? strdup(name) : NULL, .new_name = new_name ? strdup(new_name) : NULL };
+	*c = (struct change_call){ .m = m,
+				   .answer = answer_error,
+				   .req = req,
+				   .folder = f,
+				   .to = to,
+				   .entry = e,
+				   .refs = 1,
+				   .name = name ? strdup(name) : NULL,
+				   .new_name = new_name ? strdup(new_name) : NULL };
 	if ((name && !c->name) || (new_name && !c->new_name)) {
 		free(c->name);
 		free(c->new_name);
@@ -164,7 +171,8 @@ static bool call_begin_with(struct change_call *c, pool_fn *fn, park_resume *res
 	return true;
 }
 
-static bool call_begin(struct change_call *c, pool_fn *fn, void (*answer)(struct change_call *, fuse_req_t, int), int64_t wait_ms)
+static bool call_begin(struct change_call *c, pool_fn *fn, void (*answer)(struct change_call *, fuse_req_t, int),
+		       int64_t wait_ms)
 {
 	c->answer = answer;
 	return call_begin_with(c, fn, call_resume, wait_ms);
@@ -246,8 +254,8 @@ void call_mkdir(struct mount *m, fuse_req_t req, const char *name)
 	pthread_mutex_lock(&m->tree.lock);
 	if (m->options->read_only)
 		error = EROFS;
-	else if (!m->options->template_name || !m->caps->creates_sessions || name[0] == '.' || name_is_scratch(m->rules, name) ||
-		 strcmp(name, "Not uploaded") == 0)
+	else if (!m->options->template_name || !m->caps->creates_sessions || name[0] == '.' ||
+		 name_is_scratch(m->rules, name) || strcmp(name, "Not uploaded") == 0)
 		error = EPERM; /* what a file manager makes for its trash, too */
 	else if (name_check(name) < 0)
 		error = -name_check(name);
@@ -275,8 +283,15 @@ int folder_forget(struct mount *m, struct folder *f)
 	}
 	id = strdup(f->session.id);
 	name = strdup(f->name);
-	k = (struct known_session){ .id = id, .ino = f->node.ino, .name = name, .server_name = f->session.name, .created_ms = -1,
-				    .updated_ms = -1, .origin = f->origin, .is_forgotten = true, .account_saw_it = true };
+	k = (struct known_session){ .id = id,
+				    .ino = f->node.ino,
+				    .name = name,
+				    .server_name = f->session.name,
+				    .created_ms = -1,
+				    .updated_ms = -1,
+				    .origin = f->origin,
+				    .is_forgotten = true,
+				    .account_saw_it = true };
 	char *server_name = strdup(f->session.name ? f->session.name : "");
 	k.server_name = server_name;
 	if (id && name && server_name)
@@ -362,7 +377,8 @@ static void unlink_document_job(void *arg)
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r == 0) {
 		(void)state_remove_entries(m->state, &ino, 1); /* its document is not there: nothing would show it */
-		log_info("'%s' was removed%s", c->name, is_last ? " from the session; the service keeps the document" : "");
+		log_info("'%s' was removed%s", c->name,
+			 is_last ? " from the session; the service keeps the document" : "");
 	}
 	call_done(c, r);
 }
@@ -462,7 +478,8 @@ void call_link(struct mount *m, fuse_req_t req, struct entry *e, struct folder *
 {
 	pthread_mutex_lock(&m->tree.lock);
 	int error = -local_check_name(m, to, name);
-	if (!error && (!entry_document_id(e) || to->kind != FOLDER_SESSION || name_is_scratch(m->rules, name) || e->folder == to))
+	if (!error &&
+	    (!entry_document_id(e) || to->kind != FOLDER_SESSION || name_is_scratch(m->rules, name) || e->folder == to))
 		error = EPERM;
 	else if (!error && !m->caps->attaches)
 		error = EXDEV;
@@ -623,7 +640,8 @@ static int rename_settle(struct change_call *c, int how)
 		int r = uploads_cancel(m->uploads, e->node.ino, true);
 		if (r < 0 && r != -ENOENT) {
 			log_warning("rename: '%s' failed, but its last step %s", c->new_name,
-				    r == -EINPROGRESS ? "had been sent: what came of it is looked up" : "can't be stopped");
+				    r == -EINPROGRESS ? "had been sent: what came of it is looked up"
+						      : "can't be stopped");
 			error = 0;
 		}
 	}
@@ -807,8 +825,9 @@ static bool rename_later(struct change_call *c)
 	struct mount *m = c->m;
 
 	pthread_mutex_lock(&m->tree.lock);
-	bool can_wait = c->folder != c->to && c->to->kind == FOLDER_SESSION && m->options->remove == REMOVE_YES && m->caps->attaches &&
-			!c->is_answered && clock_now_ms() < c->deadline_ms && !name_is_scratch(m->rules, c->new_name);
+	bool can_wait = c->folder != c->to && c->to->kind == FOLDER_SESSION && m->options->remove == REMOVE_YES &&
+			m->caps->attaches && !c->is_answered && clock_now_ms() < c->deadline_ms &&
+			!name_is_scratch(m->rules, c->new_name);
 	pthread_mutex_unlock(&m->tree.lock);
 	return can_wait && pool_run_later(m->calls, RENAME_LOOK_MS, rename_local_job, rename_give_up, c) == 0;
 }
@@ -819,8 +838,8 @@ static bool is_document_to_move(const struct change_call *c)
 	const struct entry *e = c->entry;
 
 	return c->folder != c->to && e->folder == c->folder && e->is_shown && (!e->local || e->local->counted_out) &&
-	       entry_document_id(e) && c->to->kind == FOLDER_SESSION && c->m->options->remove == REMOVE_YES && c->m->caps->attaches &&
-	       !c->is_answered && !folder_find(c->to, c->new_name);
+	       entry_document_id(e) && c->to->kind == FOLDER_SESSION && c->m->options->remove == REMOVE_YES &&
+	       c->m->caps->attaches && !c->is_answered && !folder_find(c->to, c->new_name);
 }
 
 static void rename_local_job(void *arg)
@@ -845,7 +864,8 @@ static void rename_local_job(void *arg)
 	if (is_over_local)
 		r = set_target_aside(c); /* a placeholder, or a file under way that is not wanted any more */
 	pthread_mutex_lock(&m->tree.lock);
-	bool is_over_document = c->target && c->target->is_shown && (!c->target->local || c->target->local->counted_out);
+	bool is_over_document =
+		c->target && c->target->is_shown && (!c->target->local || c->target->local->counted_out);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r == 0 && is_over_document)
 		r = rename_over_document(c, &is_done);
@@ -927,8 +947,8 @@ static void rename_resume(fuse_req_t req, void *arg, int how)
 		call_resume(req, c, how);
 }
 
-void call_rename(struct mount *m, fuse_req_t req, struct folder *from, const char *name, struct folder *to, const char *new_name,
-		 unsigned flags)
+void call_rename(struct mount *m, fuse_req_t req, struct folder *from, const char *name, struct folder *to,
+		 const char *new_name, unsigned flags)
 {
 	int error = 0;
 	bool answers = true;

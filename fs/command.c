@@ -905,7 +905,8 @@ static void ask_mount(void *arg, const char *path)
 		return;
 	int r = socket_ask(dir, a->line, &answer);
 	if (r == -ENOENT || r == -EACCES || r == -EPIPE) { /* the last: it ended while it was asked */
-		(void)complain("%s: skipped, %s", path, r == -EACCES ? "it is another user's" : "nobody answers for it");
+		(void)complain("%s: skipped, %s", path,
+			       r == -EACCES ? "it is another user's" : "nobody answers for it");
 		return;
 	}
 	a->asked++;
@@ -1388,7 +1389,8 @@ static const struct {
 	{ "check", run_check, "SOURCE", "token, rights seen to work, limits" },
 	{ "status", run_status, "[--json] [MOUNTPOINT]",
 	  "what waits, uploads, failed; exit status 0 only when nothing does" },
-	{ "refresh", run_refresh, "[--sizes] PATH...", "asks the service anew; --sizes: until the size of each document is known" },
+	{ "refresh", run_refresh, "[--sizes] PATH...",
+	  "asks the service anew; --sizes: until the size of each document is known" },
 	{ "wait", run_wait, "[--timeout TIME] PATH...", "until the documents are ready" },
 	{ "run", run_run, "[--wait] [--again] [--timeout TIME] FOLDER...",
 	  "asks for a session's documents to be parsed" },

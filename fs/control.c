@@ -92,7 +92,8 @@ uint64_t control_find_why(struct folder *f, const char *name)
 void control_list(struct mount *m, uint64_t parent, control_add *add, void *arg)
 {
 	for (size_t i = 0; i < OWN_COUNT; i++)
-		if (own_names[i].parent == parent && (own_names[i].is_listed || (m->options->views_listed && parent == INO_ROOT)) &&
+		if (own_names[i].parent == parent &&
+		    (own_names[i].is_listed || (m->options->views_listed && parent == INO_ROOT)) &&
 		    is_there(m, own_names[i].ino))
 			add(arg, own_names[i].name, own_names[i].ino, own_names[i].mode);
 	if (parent == INO_FAILED)
@@ -251,7 +252,8 @@ void control_status(struct mount *m, bool json, struct buf *ret)
 		add_json_text(ret, m->caps->title);
 		buf_add(ret, ",\n  \"account\": ");
 		add_json_text(ret, account);
-		buf_addf(ret, ",\n  \"waiting\": %d,\n  \"failed\": %d,\n  \"scratch\": %d,\n  \"files\": [", waiting, failed, scratch);
+		buf_addf(ret, ",\n  \"waiting\": %d,\n  \"failed\": %d,\n  \"scratch\": %d,\n  \"files\": [", waiting,
+			 failed, scratch);
 		walk_locals(m, write_one, &w);
 		buf_add(ret, w.written ? "\n  ]\n}\n" : "]\n}\n");
 		return;
@@ -272,7 +274,9 @@ static void count_depth(void *arg, struct entry *e, enum standing s)
 {
 	struct depths *d = arg;
 	struct upload_view view;
-	enum document_state state = s == STANDS_FAILED ? STATE_FAILED : s == STANDS_SCRATCH ? STATE_LOCAL : STATE_QUEUED;
+	enum document_state state = s == STANDS_FAILED    ? STATE_FAILED
+				    : s == STANDS_SCRATCH ? STATE_LOCAL
+							  : STATE_QUEUED;
 
 	if (s == STANDS_WAITING && e->local->is_submitted && uploads_view(d->m->uploads, e->node.ino, &view) == 0)
 		state = view.state;
@@ -281,7 +285,8 @@ static void count_depth(void *arg, struct entry *e, enum standing s)
 
 static void add_metrics(struct mount *m, struct buf *ret)
 {
-	static const enum document_state states[] = { STATE_LOCAL, STATE_QUEUED, STATE_UPLOADING, STATE_WAITING, STATE_FAILED };
+	static const enum document_state states[] = { STATE_LOCAL, STATE_QUEUED, STATE_UPLOADING, STATE_WAITING,
+						      STATE_FAILED };
 	struct depths d = { .m = m };
 	int sessions = 0;
 	long long documents = 0;
@@ -294,12 +299,18 @@ static void add_metrics(struct mount *m, struct buf *ret)
 	buf_add(ret, "# HELP sessionfs_files Local files that are not at the service, by user.sessionfs.state.\n"
 		     "# TYPE sessionfs_files gauge\n");
 	for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
-		buf_addf(ret, "sessionfs_files{state=\"%s\"} %d\n", document_state_word(states[i]), d.by_state[states[i]]);
-	buf_addf(ret, "# HELP sessionfs_sessions Folders in the root.\n# TYPE sessionfs_sessions gauge\nsessionfs_sessions %d\n"
-		      "# HELP sessionfs_documents Documents in the listings that are remembered.\n# TYPE sessionfs_documents gauge\n"
-		      "sessionfs_documents %lld\n"
-		      "# HELP sessionfs_account_refused Does the service refuse the token?\n# TYPE sessionfs_account_refused gauge\n"
-		      "sessionfs_account_refused %d\n", sessions, documents, m->verify_error == -EACCES);
+		buf_addf(ret, "sessionfs_files{state=\"%s\"} %d\n", document_state_word(states[i]),
+			 d.by_state[states[i]]);
+	buf_addf(ret,
+		 "# HELP sessionfs_sessions Folders in the root.\n# TYPE sessionfs_sessions gauge\nsessionfs_sessions "
+		 "%d\n"
+		 "# HELP sessionfs_documents Documents in the listings that are remembered.\n# TYPE "
+		 "sessionfs_documents gauge\n"
+		 "sessionfs_documents %lld\n"
+		 "# HELP sessionfs_account_refused Does the service refuse the token?\n# TYPE "
+		 "sessionfs_account_refused gauge\n"
+		 "sessionfs_account_refused %d\n",
+		 sessions, documents, m->verify_error == -EACCES);
 	metrics_print(ret);
 }
 
@@ -331,9 +342,11 @@ static void add_why(struct mount *m, uint64_t ino, struct buf *ret)
 		buf_addf(ret, "When: %s\n", when);
 	buf_addf(ret, "Why: %s\n", e->local->words ? e->local->words : strerror(-e->local->verdict));
 	if (e->local->write_error)
-		buf_add(ret, "To try again, copy the file in from where it came. To discard this part of it, delete it here.\n");
+		buf_add(ret, "To try again, copy the file in from where it came. To discard this part of it, delete it "
+			     "here.\n");
 	else
-		buf_addf(ret, "To try again, move the file back into the folder '%s'. To discard it, delete it here.\n", e->folder->name);
+		buf_addf(ret, "To try again, move the file back into the folder '%s'. To discard it, delete it here.\n",
+			 e->folder->name);
 }
 
 void control_read(struct mount *m, uint64_t ino, struct buf *ret)

@@ -59,15 +59,18 @@ static void notice_send(void *arg)
 	struct node *node = tree_find(&m->tree, n->ino);
 	/* The kernel holds the folder's lock as long as such a request is under way, and a notice about a name wants it too: it would not
 	 * only wait here, but keep whoever comes behind it waiting. */
-	int locked_ops = !node ? 0 : node->kind == NODE_ROOT ? m->tree.root_locked_ops :
-			 node->kind == NODE_FOLDER ? ((struct folder *)node)->locked_ops : 0;
+	int locked_ops = !node                       ? 0
+			 : node->kind == NODE_ROOT   ? m->tree.root_locked_ops
+			 : node->kind == NODE_FOLDER ? ((struct folder *)node)->locked_ops
+						     : 0;
 	bool is_locked = n->name && locked_ops > 0;
 	bool is_served = m->is_served;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_locked && pool_run_later(m->notices, NOTICE_RETRY_MS, notice_send, notice_free, n) == 0)
 		return;
 	if (is_served && n->name)
-		(void)fuse_lowlevel_notify_inval_entry(m->fuse, n->ino, n->name, strlen(n->name)); /* not known there: fine */
+		(void)fuse_lowlevel_notify_inval_entry(m->fuse, n->ino, n->name,
+						       strlen(n->name)); /* not known there: fine */
 	else if (is_served)
 		(void)fuse_lowlevel_notify_inval_inode(m->fuse, n->ino, -1, 0);
 	notice_free(n);
@@ -120,7 +123,7 @@ struct saving {
 	struct known_entry *items;
 	struct saved_texts {
 		size_t name, id; /* in texts; id: SIZE_MAX none */
-	} *at;
+	} * at;
 	struct buf texts;
 	int count, room;
 };
@@ -167,8 +170,11 @@ static int saving_add(struct saving *s, struct entry *e)
 		return -ENOMEM;
 	}
 	s->at[s->count] = at;
-	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino, .mtime_ns = e->past->mtime_ns, .attached_wall_ms = e->past->attached_wall_ms,
-						     .was_there_before = e->was_there_before, .is_gone = !e->is_shown,
+	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino,
+						     .mtime_ns = e->past->mtime_ns,
+						     .attached_wall_ms = e->past->attached_wall_ms,
+						     .was_there_before = e->was_there_before,
+						     .is_gone = !e->is_shown,
 						     .learned_bytes = e->past->learned_bytes };
 	e->is_saved = true;
 	e->is_saved_gone = !e->is_shown;
@@ -242,7 +248,8 @@ static void on_page(void *arg, const struct listing *page)
 	pthread_mutex_lock(&m->tree.lock);
 	fl->folder->has_heard = true;
 	if (fl->folder->is_shown)
-		(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m, &c); /* the whole follows */
+		(void)layout_apply_page(&m->tree, fl->folder, (struct listing *)page, next_ino, m,
+					&c); /* the whole follows */
 	show_change(fl, &c);
 	pthread_mutex_unlock(&m->tree.lock);
 	park_wake(m->park, &fl->folder->waiters, 0);
@@ -265,7 +272,8 @@ static void load_entry(void *arg, const struct known_entry *k)
 	struct entry *e = folder_add_hidden_entry(t, f, k->ino, k->name, k->document_id);
 	if (!e)
 		return;
-	struct entry_past *past = k->mtime_ns >= 0 || k->attached_wall_ms > 0 || k->learned_bytes > 0 ? entry_past(e) : NULL;
+	struct entry_past *past =
+		k->mtime_ns >= 0 || k->attached_wall_ms > 0 || k->learned_bytes > 0 ? entry_past(e) : NULL;
 	if (past) {
 		past->mtime_ns = k->mtime_ns;
 		past->attached_wall_ms = k->attached_wall_ms;
@@ -285,7 +293,8 @@ static void load_entries(struct mount *m, struct folder *f)
 	f->entries_loaded = true;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!is_loaded)
-		(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
+		(void)state_load_entries(m->state, f->session.id, load_entry,
+					 &l); /* logged there; names are given anew */
 }
 
 static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
@@ -315,10 +324,10 @@ static bool is_equal_text(const char *a, const char *b)
 
 static bool is_equal_session(const struct session *a, const struct session *b)
 {
-	return is_equal_text(a->name, b->name) && is_equal_text(a->status, b->status) && is_equal_text(a->formats, b->formats) &&
-	       is_equal_text(a->template_id, b->template_id) &&
-	       (!b->workspace_id || is_equal_text(a->workspace_id, b->workspace_id)) &&
-	       a->is_closed == b->is_closed && a->updated_ms == b->updated_ms;
+	return is_equal_text(a->name, b->name) && is_equal_text(a->status, b->status) &&
+	       is_equal_text(a->formats, b->formats) && is_equal_text(a->template_id, b->template_id) &&
+	       (!b->workspace_id || is_equal_text(a->workspace_id, b->workspace_id)) && a->is_closed == b->is_closed &&
+	       a->updated_ms == b->updated_ms;
 }
 
 /* The folder has the record now. Returns the name it had when that changed (the caller's), else NULL. tree.lock held. */
@@ -496,7 +505,8 @@ static void recall(struct flight *fl)
 
 	pthread_mutex_lock(&m->tree.lock);
 	if (r == 0 && f->is_shown && !f->listing) {
-		f->is_withheld |= layout_apply(&m->tree, f, found, next_ino, m, &c) < 0; /* the answer under way shows the rest */
+		f->is_withheld |=
+			layout_apply(&m->tree, f, found, next_ino, m, &c) < 0; /* the answer under way shows the rest */
 		show_change(fl, &c);
 	}
 	f->is_recalling = false;
@@ -568,8 +578,13 @@ static void flight_run(void *arg)
 			atomic_store(&fl->transfer.cancelled, false);
 		}
 		pthread_mutex_unlock(&m->tree.lock);
-		call = (struct call){ .urgency = fl->urgency, .deadline_ms = now + WALK_MS_MAX, .on_page = known ? NULL : on_page,
-				      .on_page_arg = fl, .on_session = on_session, .on_session_arg = fl, .transfer = &fl->transfer };
+		call = (struct call){ .urgency = fl->urgency,
+				      .deadline_ms = now + WALK_MS_MAX,
+				      .on_page = known ? NULL : on_page,
+				      .on_page_arg = fl,
+				      .on_session = on_session,
+				      .on_session_arg = fl,
+				      .transfer = &fl->transfer };
 		r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
 	} while (r == -ECANCELED && is_hurried(fl));
 	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS) {
@@ -591,7 +606,8 @@ static void flight_run(void *arg)
 		r = -ENOENT; /* taken off meanwhile */
 	bool was_withheld = f->is_withheld;
 	f->is_withheld &= r < 0;
-	if (r == 0 && (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || was_withheld)) {
+	if (r == 0 &&
+	    (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || was_withheld)) {
 		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
 		f->is_withheld |= r < 0;
 		show_change(fl, &c);
@@ -634,7 +650,8 @@ static void flight_run(void *arg)
 	free(fl);
 #ifdef __GLIBC__
 	if (is_large)
-		(void)malloc_trim(0); /* what reading the pages took would stay resident for ever otherwise: more than what is kept */
+		(void)malloc_trim(
+			0); /* what reading the pages took would stay resident for ever otherwise: more than what is kept */
 #endif
 }
 
@@ -727,7 +744,8 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since
 	if (f->refreshed_ms == 0)
 		return LISTING_COLD;
 	if (f->refresh_error == 0)
-		return age < m->options->ttl_ms || (since_ms > 0 && f->refreshed_ms >= since_ms) ? LISTING_FRESH : LISTING_STALE;
+		return age < m->options->ttl_ms || (since_ms > 0 && f->refreshed_ms >= since_ms) ? LISTING_FRESH
+												 : LISTING_STALE;
 	if ((f->refresh_error == -EACCES || f->is_gone) && age < m->options->ttl_ms) {
 		*ret_error = f->refresh_error;
 		return LISTING_REFUSED;
@@ -790,7 +808,8 @@ int folder_add_session(struct mount *m, const struct session *session, enum sess
 	struct folder *f = tree_find_folder(&m->tree, session->id);
 	if (!f) {
 		choose_folder_name(m, session, name);
-		if (before.name && before.server_name && strcmp(before.server_name, session->name ? session->name : "") == 0 &&
+		if (before.name && before.server_name &&
+		    strcmp(before.server_name, session->name ? session->name : "") == 0 &&
 		    !root_name_is_taken(m, before.name, session->id))
 			(void)snprintf(name, sizeof(name), "%s", before.name);
 		f = tree_add_folder(&m->tree, FOLDER_SESSION, ino, session, name, origin);
@@ -813,15 +832,23 @@ int folder_add_session(struct mount *m, const struct session *session, enum sess
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!f || !name_copy)
 		return -ENOMEM;
-	struct known_session k = { .id = session->id, .ino = ino, .name = name_copy, .server_name = session->name,
-				   .template_id = session->template_id, .workspace_id = session->workspace_id,
-				   .status = session->status, .formats = session->formats, .created_ms = session->created_ms,
-				   .updated_ms = session->updated_ms, .origin = origin, .account_saw_it = true,
+	struct known_session k = { .id = session->id,
+				   .ino = ino,
+				   .name = name_copy,
+				   .server_name = session->name,
+				   .template_id = session->template_id,
+				   .workspace_id = session->workspace_id,
+				   .status = session->status,
+				   .formats = session->formats,
+				   .created_ms = session->created_ms,
+				   .updated_ms = session->updated_ms,
+				   .origin = origin,
+				   .account_saw_it = true,
 				   .is_forgotten = origin == ORIGIN_LOOKED_UP };
 	int r = state_save_session(m->state, m->account, &k);
 	if (r < 0)
-		log_warning("state: session %s could not be saved (%s): after a remount it has to be added again", session->id,
-			    strerror(-r));
+		log_warning("state: session %s could not be saved (%s): after a remount it has to be added again",
+			    session->id, strerror(-r));
 	*ret = f;
 	return 0;
 }
@@ -836,9 +863,14 @@ int folders_load(struct mount *m)
 	for (int i = 0; i < count; i++) {
 		struct known_session *k = &all[i];
 		if (!k->is_forgotten && k->account_saw_it) {
-			struct session s = { .id = k->id, .name = k->server_name, .template_id = k->template_id,
-					     .workspace_id = k->workspace_id, .status = k->status, .formats = k->formats,
-					     .created_ms = k->created_ms, .updated_ms = k->updated_ms };
+			struct session s = { .id = k->id,
+					     .name = k->server_name,
+					     .template_id = k->template_id,
+					     .workspace_id = k->workspace_id,
+					     .status = k->status,
+					     .formats = k->formats,
+					     .created_ms = k->created_ms,
+					     .updated_ms = k->updated_ms };
 			SCOPED_LOCK(&m->tree.lock);
 			if (!tree_find_folder(&m->tree, k->id) && !tree_find_folder_named(&m->tree, k->name) &&
 			    !tree_add_folder(&m->tree, FOLDER_SESSION, k->ino, &s, k->name, k->origin))
@@ -931,7 +963,8 @@ static void ask_list(struct mount *m)
 		return;
 	for (int i = 0; i < all.count; i++)
 		if (folder_add_session(m, &all.items[i],
-				       m->caps->sessions == SESSIONS_LISTED ? ORIGIN_LISTED : ORIGIN_DISCOVERED, &f) < 0)
+				       m->caps->sessions == SESSIONS_LISTED ? ORIGIN_LISTED : ORIGIN_DISCOVERED,
+				       &f) < 0)
 			break;
 	if (m->caps->sessions == SESSIONS_LISTED)
 		hide_unlisted(m, &all);
@@ -980,7 +1013,8 @@ void folders_refresh(struct mount *m)
 {
 	if (m->sessions_refreshing || m->is_ending)
 		return;
-	if (m->sessions_asked && (m->caps->sessions != SESSIONS_LISTED || clock_now_ms() - m->sessions_refreshed_ms < m->options->ttl_ms))
+	if (m->sessions_asked &&
+	    (m->caps->sessions != SESSIONS_LISTED || clock_now_ms() - m->sessions_refreshed_ms < m->options->ttl_ms))
 		return;
 	m->sessions_refreshing = true;
 	if (pool_run(m->calls, ask_job, m) < 0)

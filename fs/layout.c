@@ -52,7 +52,8 @@ static void choose_name(const struct folder *f, const struct document *d, char r
 		name_tell_apart(safe, d->id, length, ret);
 	for (unsigned n = 2; is_taken(f, ret); n++) { /* somebody called a file of his own just that */
 		char id[64];
-		(void)snprintf(id, sizeof(id), "%.40s%u", d->id, n); /* a longer id has its beginning in it: n tells them apart */
+		(void)snprintf(id, sizeof(id), "%.40s%u", d->id,
+			       n); /* a longer id has its beginning in it: n tells them apart */
 		name_tell_apart(safe, id, 64, ret);
 	}
 }
@@ -91,7 +92,8 @@ static struct expected expected_find(const struct folder *f)
 	return x;
 }
 
-static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d, uint64_t (*next_ino)(void *arg), void *arg)
+static struct entry *add_named(struct tree *t, struct folder *f, const struct document *d,
+			       uint64_t (*next_ino)(void *arg), void *arg)
 {
 	char name[NAME_BYTES_MAX + 1];
 
@@ -166,7 +168,8 @@ static bool differs(const struct document *a, const struct document *b)
 }
 
 static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, struct newcomer *new, int count,
-			 struct entry **by_document, uint64_t (*next_ino)(void *arg), void *arg, struct layout_change *c)
+			 struct entry **by_document, uint64_t (*next_ino)(void *arg), void *arg,
+			 struct layout_change *c)
 {
 	qsort(new, (size_t)count, sizeof(*new), older_first);
 	for (int i = 0; i < count; i++) {
@@ -180,7 +183,8 @@ static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, st
 		} else {
 			e->own = listing_ref(l);
 			e->own_at = new[i].index;
-			e->document_id = (char *)d.id; /* until the walk is over: a copy of each would leave as many holes */
+			e->document_id =
+				(char *)d.id; /* until the walk is over: a copy of each would leave as many holes */
 			e->borrows_id = true;
 			if (index_put(&f->unlisted, e) < 0) {
 				entry_clear_id(e);
@@ -219,8 +223,8 @@ static int show_unlisted(struct tree *t, struct folder *f, const char *id, struc
 	return r;
 }
 
-int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, uint64_t (*next_ino)(void *arg), void *arg,
-		      struct layout_change *ret)
+int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, uint64_t (*next_ino)(void *arg),
+		      void *arg, struct layout_change *ret)
 {
 	struct layout_change c = { 0 };
 	int n = listing_count(page), count = 0, r = 0;

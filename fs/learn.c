@@ -71,7 +71,7 @@ static struct entry *find_unknown(struct folder *f)
 }
 
 struct question {
-	struct entry *entry; /* held */
+	struct entry *entry;   /* held */
 	struct folder *folder; /* held */
 	char *session_id, *document_id;
 	enum urgency urgency;
@@ -135,7 +135,8 @@ static bool ask_size(struct mount *m, const struct question *q)
 	struct transfer transfer = { .moved_ms = clock_now_ms() };
 	struct call call = { .urgency = q->urgency, .transfer = &transfer };
 	int r = backend_measure_document(m->backend, &call, q->session_id, q->document_id, &size_bytes);
-	bool goes_on = r == 0 || call.fault.kind == FAULT_GONE || call.fault.kind == FAULT_FORBIDDEN || call.fault.kind == FAULT_INVALID;
+	bool goes_on = r == 0 || call.fault.kind == FAULT_GONE || call.fault.kind == FAULT_FORBIDDEN ||
+		       call.fault.kind == FAULT_INVALID;
 
 	SCOPED_LOCK(&m->tree.lock);
 	if (r == 0)

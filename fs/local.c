@@ -43,13 +43,14 @@ static void add_refused(struct mount *m, const struct folder *f, const char *nam
 		buf_add(&text, m->refused_text); /* the newest first; what does not fit any more is cut off below */
 	if (!buf_text(&text)) {
 		buf_clear(&text);
-		buf_addf(&text, "%s/%s: the service does not take files of this kind. It takes: %s\n", f->name, name, formats);
+		buf_addf(&text, "%s/%s: the service does not take files of this kind. It takes: %s\n", f->name, name,
+			 formats);
 	}
 	free(m->refused_text);
 	m->refused_text = buf_take(&text);
 	m->refused_wall_ms = clock_wall_ms();
-	log_warning("upload: '%s/%s' is refused: the service does not take files of this kind (it takes: %s)", f->name, name,
-		    formats);
+	log_warning("upload: '%s/%s' is refused: the service does not take files of this kind (it takes: %s)", f->name,
+		    name, formats);
 	notice_entry(m, NULL, "Not uploaded");
 	notice_inode(m, INO_ROOT);
 }
@@ -80,16 +81,24 @@ int local_check_name(struct mount *m, struct folder *f, const char *name)
 /* ---- rows -------------------------------------------------------------------------------------------------- */
 
 /* What the queue keeps of e. tree.lock held; texts are copies. */
-static int make_item(struct mount *m, const struct entry *e, const struct folder *f, const char *name, enum file_kind kind,
-		     struct queue_item *ret)
+static int make_item(struct mount *m, const struct entry *e, const struct folder *f, const char *name,
+		     enum file_kind kind, struct queue_item *ret)
 {
 	const struct local *l = e->local;
-	*ret = (struct queue_item){ .ino = e->node.ino, .session_id = strdup(f->session.id), .session_name = strdup(f->name),
-				    .name = strdup(name), .spool_id = spool_id(l->spool), .mtime_ns = l->mtime_ns, .kind = kind,
-				    .account = strdup(m->account), .queued_wall_ms = clock_wall_ms(), .error = l->write_error };
+	*ret = (struct queue_item){ .ino = e->node.ino,
+				    .session_id = strdup(f->session.id),
+				    .session_name = strdup(f->name),
+				    .name = strdup(name),
+				    .spool_id = spool_id(l->spool),
+				    .mtime_ns = l->mtime_ns,
+				    .kind = kind,
+				    .account = strdup(m->account),
+				    .queued_wall_ms = clock_wall_ms(),
+				    .error = l->write_error };
 	if (l->supersedes_id)
 		ret->supersedes_id = strdup(l->supersedes_id);
-	if (ret->session_id && ret->session_name && ret->name && ret->account && (!l->supersedes_id || ret->supersedes_id))
+	if (ret->session_id && ret->session_name && ret->name && ret->account &&
+	    (!l->supersedes_id || ret->supersedes_id))
 		return 0;
 	queue_item_release(ret);
 	return -ENOMEM;
@@ -217,7 +226,7 @@ static void drop_run(void *arg)
 	int r = uploads_cancel(j->m->uploads, j->ino, false); /* a failed file is still the engine's */
 	if (r == -ENOENT)
 		r = queue_remove(j->m->queue, j->ino); /* always: one may be on its way from local_save() */
-	if (r < 0 && r != -EINPROGRESS) /* that one ends its row itself */
+	if (r < 0 && r != -EINPROGRESS)                /* that one ends its row itself */
 		log_warning("queue: the row of a removed file stays; it is set aside at the next start");
 	if (j->sent_spool_id && j->sent_spool_id != spool_id(j->spool))
 		spool_unlink_id(j->m->spool_dir, j->sent_spool_id);
@@ -258,8 +267,9 @@ int64_t local_expire(struct mount *m)
 			due = NULL;
 			for (size_t at = 0; f->local_count > 0 && !due && (e = index_next(&f->names, &at));) {
 				struct local *l = e->local;
-				if (!l || l->kind != FILE_SCRATCH || !l->has_row || l->handles > 0 || l->pins > 0 || l->is_submitted ||
-				    l->is_held_back || l->counted_out || !name_is_scratch(m->rules, e->name))
+				if (!l || l->kind != FILE_SCRATCH || !l->has_row || l->handles > 0 || l->pins > 0 ||
+				    l->is_submitted || l->is_held_back || l->counted_out ||
+				    !name_is_scratch(m->rules, e->name))
 					continue;
 				if (l->saved_wall_ms == 0) /* the engine wrote its row, when it gave it back */
 					l->saved_wall_ms = now;
@@ -329,8 +339,8 @@ int local_remove(struct mount *m, struct entry *e)
 	if (is_local && l->kind == FILE_FAILED && l->home_name)
 		home_name = strdup(l->home_name);
 	/* An earlier version that this open file sent goes along. */
-	if (is_local && entry_document_id(e) && !e->was_there_before && m->options->remove != REMOVE_NO && m->caps->detaches &&
-	    e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < RECENT_MS) {
+	if (is_local && entry_document_id(e) && !e->was_there_before && m->options->remove != REMOVE_NO &&
+	    m->caps->detaches && e->past->attached_ms > 0 && clock_now_ms() - e->past->attached_ms < RECENT_MS) {
 		old_id = strdup(entry_document_id(e));
 		old_sha256 = old_id ? local_copy_sha256(f, old_id) : NULL;
 	}
@@ -369,7 +379,8 @@ int local_remove(struct mount *m, struct entry *e)
 	pthread_mutex_lock(&t->lock);
 	local_unpin(e, l);
 	/* The kernel may remember the inode for long under another name; its room on the disk is free now. */
-	if (e->local && !e->is_shown && !e->local->is_taken_back && !e->local->is_submitted && e->local->handles == 0 && e->local->pins == 0)
+	if (e->local && !e->is_shown && !e->local->is_taken_back && !e->local->is_submitted && e->local->handles == 0 &&
+	    e->local->pins == 0)
 		local_release(e);
 	struct folder *home = home_name ? tree_find_folder(t, f->session.id) : NULL;
 	if (home)
@@ -396,7 +407,8 @@ static int submit(struct mount *m, const struct queue_item *item, bool somebody_
 	int64_t end_ms = clock_now_ms() + BUSY_MS_MAX;
 	int r;
 
-	while ((r = uploads_submit(m->uploads, item, somebody_waits, not_before_ms)) == -EBUSY && clock_now_ms() < end_ms)
+	while ((r = uploads_submit(m->uploads, item, somebody_waits, not_before_ms)) == -EBUSY &&
+	       clock_now_ms() < end_ms)
 		(void)nanosleep(&pause, NULL);
 	return r;
 }
@@ -448,8 +460,8 @@ void local_detach_wait(struct mount *m, const char *session_id, const char *sha2
 }
 
 /* Puts the version that item stands for into the engine, in place of the one before. l is pinned. As local_submit(). */
-static int submit_version(struct mount *m, struct entry *e, struct local *l, struct queue_item *item, bool is_moved, bool somebody_waits,
-			  int64_t not_before_ms)
+static int submit_version(struct mount *m, struct entry *e, struct local *l, struct queue_item *item, bool is_moved,
+			  bool somebody_waits, int64_t not_before_ms)
 {
 	SCOPED_LOCK(&m->rows_lock);
 	for (bool is_free = false; !is_free;) {
@@ -535,7 +547,8 @@ static int submit_version(struct mount *m, struct entry *e, struct local *l, str
 	return r;
 }
 
-int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits, int64_t not_before_ms)
+int local_submit(struct mount *m, struct entry *e, struct folder *to, const char *name, bool somebody_waits,
+		 int64_t not_before_ms)
 {
 	CLEANUP(queue_item_release) struct queue_item item = { 0 };
 	CLEANUP(spool_release) struct spool *s = NULL;
@@ -565,7 +578,8 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 		if (r < 0)
 			log_error("spool: '%s' could not be brought to disk: %s", item.name, strerror(-r));
 		item.size_bytes = spool_size(s);
-		while (r == 0 && (r = submit_version(m, e, l, &item, to != NULL, somebody_waits, not_before_ms)) == -EALREADY) {
+		while (r == 0 &&
+		       (r = submit_version(m, e, l, &item, to != NULL, somebody_waits, not_before_ms)) == -EALREADY) {
 			local_detach_wait(m, item.session_id, item.sha256);
 			r = 0;
 		}
@@ -653,7 +667,8 @@ int local_become_document(struct mount *m, struct entry *e, struct listing *docu
 	return 0;
 }
 
-int local_move_document(struct mount *m, struct entry *e, struct folder *to, const char *name, struct listing *attached, bool was_there)
+int local_move_document(struct mount *m, struct entry *e, struct folder *to, const char *name, struct listing *attached,
+			bool was_there)
 {
 	leave_document(e->folder, e);
 	int r = folder_rename_entry(&m->tree, e, to, name);
@@ -732,7 +747,8 @@ int local_may_remove(struct mount *m, struct entry *e)
 	if (!m->removal_explained)
 		log_warning("'%s' is not removed: remove=%s takes away %s; remove=yes allows it", e->name,
 			    m->options->remove == REMOVE_NO ? "no" : "recent",
-			    m->options->remove == REMOVE_NO ? "nothing" : "only what this mount attached in the last 10 minutes");
+			    m->options->remove == REMOVE_NO ? "nothing"
+							    : "only what this mount attached in the last 10 minutes");
 	m->removal_explained = true;
 	return -EPERM;
 }
@@ -835,7 +851,8 @@ static bool was_there_before(const struct folder *f, const struct queue_item *it
 
 /* A listing that was faster than the upload's answer showed the document under the service's own name: the user's is the one it keeps.
  * Returns how many inode numbers were filled in. tree.lock held. */
-static int hide_other_names(struct mount *m, struct folder *f, struct entry *but, const char *id, uint64_t inos[OTHER_NAMES_MAX])
+static int hide_other_names(struct mount *m, struct folder *f, struct entry *but, const char *id,
+			    uint64_t inos[OTHER_NAMES_MAX])
 {
 	struct entry *others[OTHER_NAMES_MAX], *e;
 	int n = 0, at = f->listing ? listing_find(f->listing, id) : -1;
@@ -844,7 +861,8 @@ static int hide_other_names(struct mount *m, struct folder *f, struct entry *but
 		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown)
 			others[n++] = e;
 	for (size_t i = 0; n < OTHER_NAMES_MAX && (e = index_next(&f->unlisted, &i));)
-		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown && strcmp(e->document_id, id) == 0)
+		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown &&
+		    strcmp(e->document_id, id) == 0)
 			others[n++] = e;
 	for (int i = 0; i < n; i++) {
 		inos[i] = others[i]->node.ino;
@@ -930,15 +948,19 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	if (!is_removed)
 		folder_save_entry(m, e); /* durable before the queue's row goes */
 	if (other_count > 0)
-		(void)state_remove_entries(m->state, others, other_count); /* logged there; they would be names of it, not shown */
+		(void)state_remove_entries(m->state, others,
+					   other_count); /* logged there; they would be names of it, not shown */
 	if (sent && !was_unpacked)
 		keep_content(m, sent, &d, item->sha256);
 	unlink_spool_later(m, item->spool_id);
 	if (old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
-		log_warning("upload: '%s' was to take the place of document %s, which could not be detached", item->name, old_id);
+		log_warning("upload: '%s' was to take the place of document %s, which could not be detached",
+			    item->name, old_id);
 	if (was_unlinked && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
-		log_warning("upload: '%s' was removed meanwhile, and document %s could not be detached", item->name, d.id);
-	log_info("upload: '%s/%s' is there as document %s", item->session_name ? item->session_name : item->session_id, item->name, d.id);
+		log_warning("upload: '%s' was removed meanwhile, and document %s could not be detached", item->name,
+			    d.id);
+	log_info("upload: '%s/%s' is there as document %s", item->session_name ? item->session_name : item->session_id,
+		 item->name, d.id);
 	if (!sends_again)
 		park_wake(m->park, &l->closers, 0);
 	pthread_mutex_lock(&t->lock);
@@ -1008,8 +1030,8 @@ struct entry *local_find_refused(struct mount *m, struct folder *f, const char *
 		if (strcmp(x->session.id, f->session.id) != 0)
 			continue;
 		for (size_t at = 0; (e = index_next(&x->names, &at));)
-			if (e->local && e->local->home_name && strcmp(e->local->home_name, name) == 0 && e->local->refused_ms > 0 &&
-			    now - e->local->refused_ms < REFUSED_NAME_MS)
+			if (e->local && e->local->home_name && strcmp(e->local->home_name, name) == 0 &&
+			    e->local->refused_ms > 0 && now - e->local->refused_ms < REFUSED_NAME_MS)
 				return e;
 	}
 	return NULL;
@@ -1139,7 +1161,8 @@ static void on_refused(struct mount *m, struct entry *e, const struct queue_item
 		l->refused_ms = clock_now_ms();
 		move_to_failed(m, e);
 	}
-	log_error("upload: '%s/%s' was refused for good: %s", item->session_name, item->name, words ? words : strerror(-error));
+	log_error("upload: '%s/%s' was refused for good: %s", item->session_name, item->name,
+		  words ? words : strerror(-error));
 	pthread_mutex_unlock(&m->tree.lock);
 	park_wake(m->park, &l->closers, error);
 }
@@ -1231,7 +1254,8 @@ static bool is_prior(const struct mount *m, const struct folder *f, const char *
 	return !m->caps->reuses_bytes || !is_ours(f, document_id);
 }
 
-static void note_known(struct mount *m, const struct folder *f, const struct document *d, char **ret_document_id, char **ret_session_id)
+static void note_known(struct mount *m, const struct folder *f, const struct document *d, char **ret_document_id,
+		       char **ret_session_id)
 {
 	if (!m->caps->attaches || !m->caps->reuses_bytes || *ret_document_id)
 		return;
@@ -1260,7 +1284,8 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 		struct entry *e;
 		for (int i = 0; f->listing && is_reachable && i < listing_count(f->listing); i++) {
 			listing_get(f->listing, i, &d);
-			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 || (d.size_bytes >= 0 && d.size_bytes != size_bytes))
+			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 ||
+			    (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
 			/* Nobody stands for what was detached since. */
 			if (f == mine && (f->by_document[i] || f->is_withheld) && is_prior(m, f, d.id))
@@ -1278,7 +1303,8 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 	}
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!*ret_document_id && workspace && m->caps->attaches && m->caps->reuses_bytes)
-		(void)queue_find_hash(m->queue, workspace, sha256, ret_document_id, ret_session_id); /* not known: the three steps */
+		(void)queue_find_hash(m->queue, workspace, sha256, ret_document_id,
+				      ret_session_id); /* not known: the three steps */
 	*ret_prior_ids = buf_take(&prior);
 }
 
@@ -1311,7 +1337,8 @@ int local_fill_copy(struct mount *m, struct entry *e)
 		r = -ENOMEM;
 	SCOPED_LOCK(&m->fill_lock);
 	pthread_mutex_lock(&m->tree.lock);
-	bool is_wanted = e->local && e->local->copy_of == from; /* else it was filled meanwhile, and written to since, perhaps */
+	bool is_wanted =
+		e->local && e->local->copy_of == from; /* else it was filled meanwhile, and written to since, perhaps */
 	pthread_mutex_unlock(&m->tree.lock);
 	for (off_t at = 0; r == 0 && is_wanted;) {
 		ssize_t n = pread(fd, block, room, at);

@@ -104,7 +104,9 @@ static const char *url_of(const struct parts *p)
 static int open_backend(struct parts *p, struct buf *why)
 {
 	struct backend_config config;
-	struct cache_options cache = { .ttl_ms = p->options.ttl_ms, .stale_ms = p->options.stale_ms, .dir = p->options.cache_dir,
+	struct cache_options cache = { .ttl_ms = p->options.ttl_ms,
+				       .stale_ms = p->options.stale_ms,
+				       .dir = p->options.cache_dir,
 				       .account = p->account };
 	struct backend *cached = NULL;
 

@@ -63,9 +63,15 @@ static int open_stores(struct mount *m, struct buf *why)
 
 static int open_uploads(struct mount *m)
 {
-	struct uploads_config config = { .backend = m->backend, .queue = m->queue, .spool_dir = m->spool_dir, .account = m->account,
-					 .close_timeout_ms = m->options->close_timeout_ms, .transfers_max = TRANSFERS_MAX,
-					 .event = local_event, .known = local_known, .arg = m };
+	struct uploads_config config = { .backend = m->backend,
+					 .queue = m->queue,
+					 .spool_dir = m->spool_dir,
+					 .account = m->account,
+					 .close_timeout_ms = m->options->close_timeout_ms,
+					 .transfers_max = TRANSFERS_MAX,
+					 .event = local_event,
+					 .known = local_known,
+					 .arg = m };
 	return uploads_new(&config, &m->uploads);
 }
 
@@ -142,13 +148,15 @@ int mount_attach(struct mount *m, struct buf *why)
 	}
 	fuse_opt_free_args(&args);
 	if (r == 0 && fuse_session_mount(m->fuse, m->options->mountpoint) != 0) {
-		buf_addf(why, "%s can't be mounted on (is fusermount3 there, and is the folder yours?)", m->options->mountpoint);
+		buf_addf(why, "%s can't be mounted on (is fusermount3 there, and is the folder yours?)",
+			 m->options->mountpoint);
 		fuse_session_destroy(m->fuse);
 		m->fuse = NULL;
 		r = -EIO;
 	}
 	if (r == 0) {
-		(void)wire_allow_parallel(m->fuse); /* without it who waits in a folder keeps others waiting, as before */
+		(void)wire_allow_parallel(
+			m->fuse); /* without it who waits in a folder keeps others waiting, as before */
 		SCOPED_LOCK(&m->tree.lock);
 		m->is_served = true;
 	}
@@ -210,7 +218,8 @@ static void check_later(struct mount *m)
 	bool is_ending = m->is_ending;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!is_ending)
-		(void)pool_run_later(m->calls, 15000, check_again, NULL, m); /* without memory the next listing shows it */
+		(void)pool_run_later(m->calls, 15000, check_again, NULL,
+				     m); /* without memory the next listing shows it */
 }
 
 /* The service was away at the start; the mount is up on what is remembered. */
@@ -244,7 +253,8 @@ static void add_remembered_since(struct mount *m, struct buf *ret)
 		if (localtime_r(&at, &tm))
 			(void)strftime(when, sizeof(when), "%Y-%m-%d %H:%M", &tm);
 	}
-	buf_addf(ret, "%s does not answer; the mount shows what is remembered from %s and goes on trying", m->caps->title, when);
+	buf_addf(ret, "%s does not answer; the mount shows what is remembered from %s and goes on trying",
+		 m->caps->title, when);
 }
 
 /* For the next start without the service. */
@@ -316,7 +326,9 @@ static void *start_check(void *arg)
 		return NULL;
 	}
 	buf_addf(&sentence, "%s does not answer (%s)", m->caps->title,
-		 m->options->url ? m->options->url : m->caps->default_url ? m->caps->default_url : "no url");
+		 m->options->url        ? m->options->url
+		 : m->caps->default_url ? m->caps->default_url
+					: "no url");
 	if (why.words[0])
 		buf_addf(&sentence, ": %s", why.words);
 	tell_verdict(m, -ETIMEDOUT, buf_text(&sentence));
@@ -411,12 +423,14 @@ static void say_what_is_left(struct mount *m)
 	control_count(m, &waiting, &failed, &scratch);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (waiting > 0)
-		log_warning("%d file%s not uploaded yet: the next mount goes on with %s", waiting, waiting == 1 ? " is" : "s are",
-			    waiting == 1 ? "it" : "them");
+		log_warning("%d file%s not uploaded yet: the next mount goes on with %s", waiting,
+			    waiting == 1 ? " is" : "s are", waiting == 1 ? "it" : "them");
 	if (failed > 0)
-		log_warning("%d file%s refused and waits in .sessionfs/failed", failed, failed == 1 ? " was" : "s were");
+		log_warning("%d file%s refused and waits in .sessionfs/failed", failed,
+			    failed == 1 ? " was" : "s were");
 	if (scratch > 0)
-		log_warning("%d temporary file%s bytes and stays on this machine", scratch, scratch == 1 ? " holds" : "s hold");
+		log_warning("%d temporary file%s bytes and stays on this machine", scratch,
+			    scratch == 1 ? " holds" : "s hold");
 }
 
 static bool is_off(struct mount *m)
@@ -548,8 +562,8 @@ static int command_add(struct mount *m, const char *text, struct buf *answer)
 	if (r == 0)
 		r = folder_add_session(m, &s, ORIGIN_ADDED, &f);
 	if (r < 0) {
-		buf_addf(answer, "error session %s can't be shown: %s%s%s\n", id, strerror(-r), call.fault.words[0] ? ": " : "",
-			 call.fault.words);
+		buf_addf(answer, "error session %s can't be shown: %s%s%s\n", id, strerror(-r),
+			 call.fault.words[0] ? ": " : "", call.fault.words);
 		return r;
 	}
 	SCOPED_LOCK(&m->tree.lock);
@@ -598,7 +612,8 @@ static int command_forget(struct mount *m, const char *text, struct buf *answer)
 	int r = folder_forget(m, f);
 	drop_folder(m, f);
 	if (r < 0)
-		buf_addf(answer, "error %s\n", r == -ENOTEMPTY ? "files in it still wait to be uploaded" : strerror(-r));
+		buf_addf(answer, "error %s\n",
+			 r == -ENOTEMPTY ? "files in it still wait to be uploaded" : strerror(-r));
 	else
 		buf_add(answer, "ok\n");
 	return r;
@@ -673,7 +688,8 @@ static struct entry *local_of_path(struct mount *m, const char *path)
 		return NULL;
 	CLEANUP(text_release) char *folder_path = strndup(path, (size_t)(name - path));
 	const char *folder_name = folder_path ? strrchr(folder_path, '/') : NULL;
-	bool is_failed = folder_path && (strncmp(path, ".sessionfs/failed/", 18) == 0 || strncmp(path, NAME_FAILED_LINK "/", 13) == 0);
+	bool is_failed = folder_path &&
+			 (strncmp(path, ".sessionfs/failed/", 18) == 0 || strncmp(path, NAME_FAILED_LINK "/", 13) == 0);
 
 	if (!folder_path)
 		return NULL;
@@ -699,7 +715,11 @@ static int retry_one(struct mount *m, struct entry *e)
 	pthread_mutex_lock(&m->tree.lock);
 	const struct local *l = e->local && !e->local->counted_out ? e->local : NULL; /* else it is a document by now */
 	bool is_failed = l && l->kind == FILE_FAILED, is_under_way = l && l->is_submitted;
-	int r = !l ? -ENOENT : l->write_error ? -EIO : is_failed ? local_bring_home(m, e) : name_is_scratch(m->rules, e->name) ? -ENOENT : 0;
+	int r = !l                                   ? -ENOENT
+		: l->write_error                     ? -EIO
+		: is_failed                          ? local_bring_home(m, e)
+		: name_is_scratch(m->rules, e->name) ? -ENOENT
+						     : 0;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r < 0)
 		return r;
@@ -731,8 +751,10 @@ static int each_local_file(struct mount *m, bool waiting_too, on_local *fn)
 		for (struct folder *f = i ? m->tree.first_failed : m->tree.first_folder; f; f = f->next_shown) {
 			struct entry *e;
 			for (size_t at = 0; f->local_count > 0 && (e = index_next(&f->names, &at));) {
-				bool is_wanted = e->local && (e->local->kind == FILE_FAILED || (waiting_too && e->local->is_submitted));
-				struct entry **grown = is_wanted ? realloc(list, (size_t)(count + 1) * sizeof(*list)) : NULL;
+				bool is_wanted = e->local && (e->local->kind == FILE_FAILED ||
+							      (waiting_too && e->local->is_submitted));
+				struct entry **grown =
+					is_wanted ? realloc(list, (size_t)(count + 1) * sizeof(*list)) : NULL;
 				if (!grown)
 					continue;
 				list = grown;

@@ -61,7 +61,10 @@ static bool is_folder_name(const void *item, const void *key)
 
 void tree_init(struct tree *t)
 {
-	*t = (struct tree){ .nodes = INDEX(hash_node), .folder_ids = INDEX(hash_folder_id), .folder_names = INDEX(hash_folder_name), .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
+	*t = (struct tree){ .nodes = INDEX(hash_node),
+			    .folder_ids = INDEX(hash_folder_id),
+			    .folder_names = INDEX(hash_folder_name),
+			    .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
 	t->last_folder = &t->first_folder;
 	t->root_changed_wall_ms = clock_wall_ms();
 	pthread_mutex_init(&t->lock, NULL);
@@ -401,8 +404,8 @@ char *tree_rename_folder(struct tree *t, struct folder *f, char *name)
 	return old;
 }
 
-struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session, const char *name,
-			       enum session_origin origin)
+struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t ino, const struct session *session,
+			       const char *name, enum session_origin origin)
 {
 	struct folder *f = revive_folder(t, ino, session, name);
 	if (f) {
@@ -413,8 +416,12 @@ struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t i
 		f = calloc(1, sizeof(*f));
 		if (!f)
 			return NULL;
-		*f = (struct folder){ .node = { .ino = ino, .kind = NODE_FOLDER, .holds = 1 }, .kind = kind, .origin = origin,
-				      .names = INDEX(hash_name), .hidden = INDEX(hash_name), .unlisted = INDEX(hash_document) };
+		*f = (struct folder){ .node = { .ino = ino, .kind = NODE_FOLDER, .holds = 1 },
+				      .kind = kind,
+				      .origin = origin,
+				      .names = INDEX(hash_name),
+				      .hidden = INDEX(hash_name),
+				      .unlisted = INDEX(hash_document) };
 		f->name = strdup(name);
 		if (!f->name || session_copy(session, &f->session) < 0 || index_put(&t->nodes, &f->node) < 0) {
 			folder_free(f);
@@ -582,7 +589,8 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 	folder_touch(f);
 	forget_snapshot(t, f);
 	if (f->snapshot && f->snapshot->is_growing && !e->is_in_walk)
-		e->is_in_walk = snapshot_add(f->snapshot, e) == 0; /* without memory its readers miss a name, the next walk has it */
+		e->is_in_walk = snapshot_add(f->snapshot, e) ==
+				0; /* without memory its readers miss a name, the next walk has it */
 }
 
 /* Not in the names yet. */
@@ -629,7 +637,8 @@ struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, c
 	return e;
 }
 
-struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name, const char *document_id)
+struct entry *folder_add_hidden_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name,
+				      const char *document_id)
 {
 	struct entry *e = entry_new(t, f, ino, name);
 	if (!e)

@@ -121,8 +121,8 @@ static void reply_nothing(fuse_req_t req, double timeout_s)
 enum verdict { FOUND, NOT_THERE, NOT_THERE_NOW, UNDECIDED, REFUSED };
 
 /* tree.lock held. *ret_timeout_s: how long NOT_THERE holds. */
-static enum verdict look_in_folder(struct mount *m, struct folder *f, const char *name, int64_t since_ms, struct fuse_entry_param *ret,
-				   double *ret_timeout_s, int *ret_error)
+static enum verdict look_in_folder(struct mount *m, struct folder *f, const char *name, int64_t since_ms,
+				   struct fuse_entry_param *ret, double *ret_timeout_s, int *ret_error)
 {
 	uint64_t why = control_find_why(f, name);
 	if (why) {
@@ -240,7 +240,8 @@ static void look_in_root(fuse_req_t req, struct look *l, int how)
 			look_hold(l);
 		if (m->sessions_refreshing &&
 		    park_wait(m->park, &m->session_waiters, req,
-			      clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS), look_in_root_resume, l) == 0) {
+			      clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS),
+			      look_in_root_resume, l) == 0) {
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
 		}
@@ -371,8 +372,15 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 {
 	/* Large constants: a file manager refuses to copy to where nothing is free, and the service tells no quota. */
-	struct statvfs st = { .f_bsize = 128 * 1024, .f_frsize = 4096, .f_blocks = 1ULL << 36, .f_bfree = 1ULL << 36, .f_bavail = 1ULL << 36,
-			      .f_files = 1ULL << 32, .f_ffree = 1ULL << 32, .f_favail = 1ULL << 32, .f_namemax = NAME_BYTES_MAX };
+	struct statvfs st = { .f_bsize = 128 * 1024,
+			      .f_frsize = 4096,
+			      .f_blocks = 1ULL << 36,
+			      .f_bfree = 1ULL << 36,
+			      .f_bavail = 1ULL << 36,
+			      .f_files = 1ULL << 32,
+			      .f_ffree = 1ULL << 32,
+			      .f_favail = 1ULL << 32,
+			      .f_namemax = NAME_BYTES_MAX };
 	(void)ino;
 	fuse_reply_statfs(req, &st);
 }
@@ -425,7 +433,10 @@ static bool xattr_answer(fuse_req_t req, struct xattr *x, int how)
 
 	pthread_mutex_lock(&m->tree.lock);
 	struct node *n = tree_find(&m->tree, x->ino);
-	struct folder *f = !n ? NULL : n->kind == NODE_FOLDER ? (struct folder *)n : n->kind == NODE_ENTRY ? ((struct entry *)n)->folder : NULL;
+	struct folder *f = !n                       ? NULL
+			   : n->kind == NODE_FOLDER ? (struct folder *)n
+			   : n->kind == NODE_ENTRY  ? ((struct entry *)n)->folder
+						    : NULL;
 	bool is_local = n && n->kind == NODE_ENTRY && entry_is_local((struct entry *)n);
 	/* What a session's folder is (its id, its template) does not hang on its listing. */
 	bool is_known = n && n->kind == NODE_FOLDER && x->name && !f->listing && attr_get(m, n, x->name, &value) == 0;
@@ -441,7 +452,8 @@ static bool xattr_answer(fuse_req_t req, struct xattr *x, int how)
 			if (copy) {
 				*copy = *x;
 				copy->name = x->name ? strdup(x->name) : NULL;
-				if (park_wait(m->park, &f->waiters, req, clock_now_ms() + WAIT_REFRESH_MS, xattr_resume, copy) == 0) {
+				if (park_wait(m->park, &f->waiters, req, clock_now_ms() + WAIT_REFRESH_MS, xattr_resume,
+					      copy) == 0) {
 					pthread_mutex_unlock(&m->tree.lock);
 					return false;
 				}
@@ -487,7 +499,7 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 	struct xattr x = { m, ino, (char *)name, size };
 
 	if (m->options->noxattr)
-		fuse_reply_err(req, ENOSYS); /* the kernel asks no more */
+		fuse_reply_err(req, ENOSYS);     /* the kernel asks no more */
 	else if (strncmp(name, "user.", 5) != 0) /* each `ls -l` asks two of these of each entry: before any lock */
 		fuse_reply_err(req, is_for_kernel(name) ? EOPNOTSUPP : ENODATA);
 	else
@@ -579,8 +591,8 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			folder_refresh(m, f, URGENCY_PERSON);
 		if (o->deadline_ms == 0)
 			o->deadline_ms = clock_now_ms() + WAIT_REFRESH_MS;
-		if ((fresh == LISTING_STALE || (fresh == LISTING_COLD && f->is_recalling)) && f->is_refreshing && how == 0 &&
-		    park_wait(m->park, &f->waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
+		if ((fresh == LISTING_STALE || (fresh == LISTING_COLD && f->is_recalling)) && f->is_refreshing &&
+		    how == 0 && park_wait(m->park, &f->waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
 		}
@@ -607,8 +619,10 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			if (o->deadline_ms == 0)
 				o->deadline_ms = clock_now_ms() + (m->sessions_asked ? WAIT_REFRESH_MS : WAIT_COLD_MS);
 			/* Until the service has said something what is remembered is shown at once. */
-			bool waits = m->sessions_refreshing && how == 0 && (m->is_verified || m->tree.folder_count == 0);
-			if (waits && park_wait(m->park, &m->session_waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
+			bool waits =
+				m->sessions_refreshing && how == 0 && (m->is_verified || m->tree.folder_count == 0);
+			if (waits &&
+			    park_wait(m->park, &m->session_waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
 				pthread_mutex_unlock(&m->tree.lock);
 				return;
 			}
@@ -785,7 +799,8 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 		folder_refresh(m, h->folder, URGENCY_PERSON); /* the walk, if it is not under way */
 		if (again) {
 			*again = *d;
-			is_parked = park_wait(m->park, &h->folder->waiters, req, clock_now_ms() + WAIT_READDIR_MS, readdir_resume, again) == 0;
+			is_parked = park_wait(m->park, &h->folder->waiters, req, clock_now_ms() + WAIT_READDIR_MS,
+					      readdir_resume, again) == 0;
 			h->folder->locked_ops += is_parked;
 		}
 		if (!is_parked)
@@ -810,7 +825,8 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 
 static void read_dir(fuse_req_t req, size_t size, off_t at, struct fuse_file_info *fi, bool is_plus)
 {
-	struct reading_dir d = { mount_of(req), handle_of(fi), size > READ_BYTES_MAX ? READ_BYTES_MAX : size, at, is_plus };
+	struct reading_dir d = { mount_of(req), handle_of(fi), size > READ_BYTES_MAX ? READ_BYTES_MAX : size, at,
+				 is_plus };
 	readdir_answer(req, &d, 0);
 }
 
@@ -1119,7 +1135,8 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 	}
 }
 
-static void op_write(fuse_req_t req, fuse_ino_t ino, const char *bytes, size_t size, off_t offset, struct fuse_file_info *fi)
+static void op_write(fuse_req_t req, fuse_ino_t ino, const char *bytes, size_t size, off_t offset,
+		     struct fuse_file_info *fi)
 {
 	(void)ino;
 	write_bytes(mount_of(req), req, handle_of(fi), bytes, size, offset);
@@ -1169,8 +1186,8 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
 	write_allocate(mount_of(req), req, handle_of(fi), mode, offset, len);
 }
 
-static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t ino_out,
-			       off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags)
+static void op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
+			       fuse_ino_t ino_out, off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags)
 {
 	(void)ino_in, (void)ino_out, (void)flags;
 	write_copy_range(mount_of(req), req, handle_of(fi_in), off_in, handle_of(fi_out), off_out, len);
@@ -1224,7 +1241,8 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	}
 }
 
-static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent, const char *new_name, unsigned flags)
+static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent, const char *new_name,
+		      unsigned flags)
 {
 	struct mount *m = mount_of(req);
 

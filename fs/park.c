@@ -74,8 +74,8 @@ pid_t park_tgid(pid_t tid)
 /* Signals whose default action neither ends nor dumps the process. */
 static bool is_harmless_by_default(int sig)
 {
-	return sig == SIGCHLD || sig == SIGCONT || sig == SIGURG || sig == SIGWINCH || sig == SIGSTOP || sig == SIGTSTP ||
-	       sig == SIGTTIN || sig == SIGTTOU;
+	return sig == SIGCHLD || sig == SIGCONT || sig == SIGURG || sig == SIGWINCH || sig == SIGSTOP ||
+	       sig == SIGTSTP || sig == SIGTTIN || sig == SIGTTOU;
 }
 
 /* Is a signal pending that will end the caller? One that is gone altogether counts as killed. */
@@ -264,8 +264,12 @@ int park_wait(struct park *p, struct wait_list *list, fuse_req_t req, int64_t de
 	struct parked *w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
-	*w = (struct parked){ .park = p, .req = req, .pid = fuse_req_ctx(req)->pid, .deadline_ms = deadline_ms,
-			      .resume = fn, .arg = arg };
+	*w = (struct parked){ .park = p,
+			      .req = req,
+			      .pid = fuse_req_ctx(req)->pid,
+			      .deadline_ms = deadline_ms,
+			      .resume = fn,
+			      .arg = arg };
 	pthread_mutex_lock(&p->lock);
 	w->next = list->first;
 	w->back = &list->first;

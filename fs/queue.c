@@ -656,8 +656,8 @@ static int rows_read(struct queue *q, struct item_list *found, struct oddity_lis
 		if (r == -ENOMEM)
 			return r;
 		if (r < 0)
-			log_error("queue: the bytes of '%s' cannot be looked at, it waits for the next mount: %s", item.name,
-				  strerror(-r));
+			log_error("queue: the bytes of '%s' cannot be looked at, it waits for the next mount: %s",
+				  item.name, strerror(-r));
 		r = wrong || r < 0 ? oddity_list_add(odd, &item, wrong) : item_list_add(found, &item);
 		if (r < 0)
 			return r;

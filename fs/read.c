@@ -206,8 +206,8 @@ static void want_resume(fuse_req_t req, void *arg, int how)
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_done)
 		how = error;
-	else if (how == -ETIMEDOUT && (clock_now_ms() - f->transfer.moved_ms < STILL_MS || f->transfer.waits_for_place) &&
-		 wait_on(w, req))
+	else if (how == -ETIMEDOUT &&
+		 (clock_now_ms() - f->transfer.moved_ms < STILL_MS || f->transfer.waits_for_place) && wait_on(w, req))
 		return;
 	if (how == 0) {
 		fd = content_get(m->content, f->key);
@@ -260,8 +260,12 @@ int read_fetch_now(struct mount *m, const char *session_id, const struct documen
 	read_content_key(d, key);
 	int fd = content_get(m->content, key);
 	if (fd < 0) {
-		struct fetch f = { .m = m, .session_id = (char *)session_id, .document_id = (char *)d->id, .sha256 = (char *)d->sha256,
-				   .mime = (char *)d->mime, .size_bytes = d->size_bytes };
+		struct fetch f = { .m = m,
+				   .session_id = (char *)session_id,
+				   .document_id = (char *)d->id,
+				   .sha256 = (char *)d->sha256,
+				   .mime = (char *)d->mime,
+				   .size_bytes = d->size_bytes };
 		memcpy(f.key, key, sizeof(key));
 		int r = fetch_all(&f);
 		if (r < 0)

@@ -688,9 +688,10 @@ static int read_session(sqlite3_stmt *row, struct known_session *ret)
 		.is_forgotten = sqlite3_column_int(row, 11) != 0,
 		.account_saw_it = sqlite3_column_int(row, 12) != 0,
 	};
-	if (copy_column(row, 0, &ret->id) && copy_column(row, 2, &ret->name) && copy_column(row, 3, &ret->server_name) &&
-	    copy_column(row, 4, &ret->template_id) && copy_column(row, 5, &ret->workspace_id) &&
-	    copy_column(row, 6, &ret->status) && copy_column(row, 7, &ret->formats))
+	if (copy_column(row, 0, &ret->id) && copy_column(row, 2, &ret->name) &&
+	    copy_column(row, 3, &ret->server_name) && copy_column(row, 4, &ret->template_id) &&
+	    copy_column(row, 5, &ret->workspace_id) && copy_column(row, 6, &ret->status) &&
+	    copy_column(row, 7, &ret->formats))
 		return 0;
 	known_session_release(ret);
 	return -ENOMEM;
@@ -828,12 +829,11 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 	STATEMENT statement = NULL;
 	int e = SQLITE_OK;
 
-	int r = prepare(
-		s,
-		"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone,"
-		" learned_bytes FROM entry"
-		" WHERE session_id = ? ORDER BY ino",
-		&statement);
+	int r = prepare(s,
+			"SELECT ino, name, document_id, mtime_ns, attached_wall_ms, was_there_before, is_gone,"
+			" learned_bytes FROM entry"
+			" WHERE session_id = ? ORDER BY ino",
+			&statement);
 	if (r < 0)
 		return r;
 	bind_text(statement, 1, session_id, &e);
@@ -895,7 +895,8 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 	if (r == 0)
 		r = transaction_end(&t);
 	if (count >= LARGE_COUNT)
-		(void)sqlite3_db_release_memory(s->db); /* megabytes, and nobody reads them back before the next mount */
+		(void)sqlite3_db_release_memory(
+			s->db); /* megabytes, and nobody reads them back before the next mount */
 	return r;
 }
 

@@ -151,17 +151,17 @@ struct job {
 	bool is_telling;           /* an event about it, not its last, is being told */
 	bool is_told;              /* its last event was */
 
-	bool is_sent;     /* a step with effect is under way */
-	bool is_unsure;   /* one was, and nobody knows whether it had its effect */
-	bool is_retry;    /* the next step may have been tried before */
-	bool is_conflict; /* the service says it is there already */
-	bool signs_again; /* not there: nothing will come of this ticket */
-	bool fails_then;  /* not there: it was refused for good */
-	bool was_put_off; /* the last step was tried, answered "not now", and not looked up since: what answers so may
+	bool is_sent;      /* a step with effect is under way */
+	bool is_unsure;    /* one was, and nobody knows whether it had its effect */
+	bool is_retry;     /* the next step may have been tried before */
+	bool is_conflict;  /* the service says it is there already */
+	bool signs_again;  /* not there: nothing will come of this ticket */
+	bool fails_then;   /* not there: it was refused for good */
+	bool was_put_off;  /* the last step was tried, answered "not now", and not looked up since: what answers so may
 			     stand behind the service */
-	int vain_looks;   /* that found nothing, though something was sent */
+	int vain_looks;    /* that found nothing, though something was sent */
 	int failures_here; /* of our own disk or memory, in a row */
-	bool restarts;    /* renamed to another type while a worker has it */
+	bool restarts;     /* renamed to another type while a worker has it */
 	bool cancel_asked, keeps_row;
 	bool is_settling;   /* paused for `settle` */
 	bool is_free_to_go; /* past the gate and the holds, for one attempt */
@@ -1221,8 +1221,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		j->item.key_renewed = true;
 		if (goes_in_circles(j))
 			job_pause(u, j, when.now_ms,
-				  pause_for(u, upload_pause_ms(j->vain_looks, -1, when.random), -1,
-					    j->somebody_waits));
+				  pause_for(u, upload_pause_ms(j->vain_looks, -1, when.random), -1, j->somebody_waits));
 		else
 			job_ready(u, j);
 		break;
@@ -2379,7 +2378,8 @@ static void patience_ended(struct uploads *u, struct job *j, int error)
 {
 	int64_t since_ms = j->waiting_since_ms;
 
-	if (u->is_away || u->is_drained || j->failures_here > 0 || (error != -ETIMEDOUT && error != -EIO) || u->account_is_held)
+	if (u->is_away || u->is_drained || j->failures_here > 0 || (error != -ETIMEDOUT && error != -EIO) ||
+	    u->account_is_held)
 		return;
 	if (j->first_failure_ms > since_ms)
 		since_ms = j->first_failure_ms;
@@ -2439,8 +2439,7 @@ static bool tell_one_waiting(struct uploads *u, int64_t now_ms)
 		j->is_telling = true;
 		j->refs++;
 		pthread_mutex_unlock(&u->lock);
-		u->config.event(u->config.arg, UPLOAD_WAITING, &notice.item, NULL, error,
-				words ? notice.words : NULL);
+		u->config.event(u->config.arg, UPLOAD_WAITING, &notice.item, NULL, error, words ? notice.words : NULL);
 		pthread_mutex_lock(&u->lock);
 		j->is_telling = false;
 		pthread_cond_broadcast(&u->changed);
@@ -2550,7 +2549,8 @@ static void clock_run(void *arg)
 		else if (left_ms == INT64_MAX)
 			pthread_cond_wait(&u->timer, &u->lock);
 		else
-			(void)pthread_cond_timedwait(&u->timer, &u->lock, &until); /* whatever woke it, it looks again */
+			(void)pthread_cond_timedwait(&u->timer, &u->lock,
+						     &until); /* whatever woke it, it looks again */
 	}
 	pthread_mutex_unlock(&u->lock);
 }

@@ -158,7 +158,8 @@ static int begin_version(struct mount *m, struct entry *e, struct local *l, bool
 	uint64_t id = state_next_ino(m->state);
 	if (id == 0)
 		return -EIO;
-	r = keeps_bytes ? spool_clone(old, id, &fresh) : spool_new(m->spool_dir, id, m->caps->document_bytes_max, &fresh);
+	r = keeps_bytes ? spool_clone(old, id, &fresh)
+			: spool_new(m->spool_dir, id, m->caps->document_bytes_max, &fresh);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&m->tree.lock);
@@ -214,8 +215,9 @@ static bool has_likeness(struct mount *m, const struct entry *e, int64_t size_by
 	for (struct folder *f = m->tree.first_folder; f && workspace; f = f->next_shown) {
 		const struct entry *other;
 		struct document d;
-		if (f->session.workspace_id && strcmp(f->session.workspace_id, workspace) == 0 && (other = folder_find(f, e->name)) &&
-		    other != e && entry_document(other, &d) && d.size_bytes >= size_bytes)
+		if (f->session.workspace_id && strcmp(f->session.workspace_id, workspace) == 0 &&
+		    (other = folder_find(f, e->name)) && other != e && entry_document(other, &d) &&
+		    d.size_bytes >= size_bytes)
 			return true;
 	}
 	return false;
@@ -235,9 +237,9 @@ static void sign_ahead(struct mount *m, struct entry *e)
 	if (size_bytes < AHEAD_BYTES)
 		return;
 	l->was_signed_ahead = true;
-	if (now - l->begun_ms < AHEAD_WITHIN_MS && m->options->settle_ms == 0 && e->is_shown && e->folder->kind == FOLDER_SESSION &&
-	    !e->folder->is_gone && !l->is_submitted && !l->write_error && !name_is_scratch(m->rules, e->name) &&
-	    !has_likeness(m, e, size_bytes))
+	if (now - l->begun_ms < AHEAD_WITHIN_MS && m->options->settle_ms == 0 && e->is_shown &&
+	    e->folder->kind == FOLDER_SESSION && !e->folder->is_gone && !l->is_submitted && !l->write_error &&
+	    !name_is_scratch(m->rules, e->name) && !has_likeness(m, e, size_bytes))
 		uploads_sign_ahead(m->uploads, e->node.ino, e->folder->session.id, e->name);
 }
 
@@ -448,7 +450,9 @@ void write_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_fi
 		error = -local_bring_home(m, e); /* written anew: that is a new try */
 	bool is_held = !error && l->is_submitted && m->options->settle_ms > 0;
 	pthread_mutex_unlock(&m->tree.lock);
-	struct change c = { .m = m, .req = req, .entry = e, .kind = (fi->flags & O_TRUNC) ? CHANGE_OPEN : CHANGE_REOPEN, .fi = *fi };
+	struct change c = {
+		.m = m, .req = req, .entry = e, .kind = (fi->flags & O_TRUNC) ? CHANGE_OPEN : CHANGE_REOPEN, .fi = *fi
+	};
 	if (error)
 		fuse_reply_err(req, error);
 	else if (is_held || (fi->flags & O_TRUNC))
@@ -459,13 +463,20 @@ void write_open(struct mount *m, fuse_req_t req, struct entry *e, struct fuse_fi
 
 void write_bytes(struct mount *m, fuse_req_t req, struct handle *h, const char *bytes, size_t len, off_t offset)
 {
-	struct change c = { .m = m, .req = req, .handle = h, .entry = h->entry, .kind = CHANGE_WRITE, .offset = offset, .len = len };
+	struct change c = {
+		.m = m, .req = req, .handle = h, .entry = h->entry, .kind = CHANGE_WRITE, .offset = offset, .len = len
+	};
 	change(m, &c, bytes);
 }
 
 void write_allocate(struct mount *m, fuse_req_t req, struct handle *h, int mode, off_t offset, off_t len)
 {
-	struct change c = { .m = m, .req = req, .handle = h, .entry = h->entry, .kind = CHANGE_ALLOCATE, .offset = offset,
+	struct change c = { .m = m,
+			    .req = req,
+			    .handle = h,
+			    .entry = h->entry,
+			    .kind = CHANGE_ALLOCATE,
+			    .offset = offset,
 			    .len = (size_t)len };
 	if (mode != 0)
 		fuse_reply_err(req, EOPNOTSUPP);
@@ -526,7 +537,12 @@ void write_setattr(struct mount *m, fuse_req_t req, struct entry *e, const struc
 	if (error) {
 		fuse_reply_err(req, error);
 	} else if (truncates) {
-		struct change c = { .m = m, .req = req, .entry = e, .kind = CHANGE_TRUNCATE, .offset = attr->st_size, .to_set = to_set };
+		struct change c = { .m = m,
+				    .req = req,
+				    .entry = e,
+				    .kind = CHANGE_TRUNCATE,
+				    .offset = attr->st_size,
+				    .to_set = to_set };
 		change(m, &c, NULL);
 	} else {
 		reply_attr(m, req, &e->node);
@@ -608,14 +624,16 @@ static int attach_copy(struct mount *m, struct entry *e)
 	if (d.sha256)
 		local_detach_wait(m, session_id, d.sha256);
 	int r = backend_attach(m->backend, &call, session_id, from_id, &d.id, 1, &attached);
-	if (r < 0 && call.fault.kind != FAULT_INVALID && call.fault.kind != FAULT_GONE && r != -EXDEV && r != -EOPNOTSUPP)
+	if (r < 0 && call.fault.kind != FAULT_INVALID && call.fault.kind != FAULT_GONE && r != -EXDEV &&
+	    r != -EOPNOTSUPP)
 		return r;
 	if (r < 0 || listing_count(attached) == 0) { /* not by id, then by its bytes */
 		r = local_fill_copy(m, e);
 		return r < 0 ? r : -EAGAIN;
 	}
 	pthread_mutex_lock(&m->tree.lock);
-	if (!e->is_shown || e->local != l || l->copy_of != from) { /* removed, or read and changed meanwhile: its bytes decide */
+	if (!e->is_shown || e->local != l ||
+	    l->copy_of != from) { /* removed, or read and changed meanwhile: its bytes decide */
 		pthread_mutex_unlock(&m->tree.lock);
 		return -EAGAIN;
 	}
@@ -745,8 +763,7 @@ void write_flush(struct mount *m, fuse_req_t req, struct handle *h)
 	if (sends || joins) {
 		c = closing_new(m, req, e);
 		pool = pool_for_close(m, e);
-	}
-	else if (l && l->write_error)
+	} else if (l && l->write_error)
 		verdict = l->write_error;
 	else if (l && l->has_verdict && !l->is_dirty)
 		verdict = l->verdict; /* for a second closer of what failed already */
@@ -784,8 +801,9 @@ static void empty_check(void *arg)
 	pthread_mutex_lock(&j->m->tree.lock);
 	struct entry *e = j->entry;
 	struct local *l = e->local;
-	if (e->is_shown && l && l->handles == 0 && !l->is_submitted && !l->copy_of && l->kind != FILE_FAILED && !entry_document_id(e) &&
-	    spool_size(l->spool) == 0 && clock_now_ms() - l->closed_ms >= EMPTY_LIFE_MS && !name_is_scratch(j->m->rules, e->name))
+	if (e->is_shown && l && l->handles == 0 && !l->is_submitted && !l->copy_of && l->kind != FILE_FAILED &&
+	    !entry_document_id(e) && spool_size(l->spool) == 0 && clock_now_ms() - l->closed_ms >= EMPTY_LIFE_MS &&
+	    !name_is_scratch(j->m->rules, e->name))
 		local_fail(j->m, e, -ENODATA, "the program wrote nothing");
 	pthread_mutex_unlock(&j->m->tree.lock);
 	empty_free(j);
@@ -800,13 +818,16 @@ static void give_up(struct mount *m, struct entry *e)
 	if (name_is_scratch(m->rules, e->name)) {
 		local_save_later(m, e);
 	} else if (l->is_submitted || entry_document_id(e)) {
-		log_warning("upload: '%s' could not be written anew (%s); the version before stays", e->name, strerror(-l->write_error));
+		log_warning("upload: '%s' could not be written anew (%s); the version before stays", e->name,
+			    strerror(-l->write_error));
 		l->is_dirty = false;
 		l->write_error = 0;
 	} else {
-		(void)snprintf(words, sizeof(words), "%s while it was being written, so this is not the whole file: copy it in again",
-			       l->write_error == -EFBIG ? "it became larger than the service takes" :
-			       l->write_error == -ENOSPC || l->write_error == -EDQUOT ? "the disk was full" : strerror(-l->write_error));
+		(void)snprintf(words, sizeof(words),
+			       "%s while it was being written, so this is not the whole file: copy it in again",
+			       l->write_error == -EFBIG ? "it became larger than the service takes"
+			       : l->write_error == -ENOSPC || l->write_error == -EDQUOT ? "the disk was full"
+											: strerror(-l->write_error));
 		local_fail(m, e, l->write_error, words);
 	}
 }
@@ -871,7 +892,8 @@ void write_fsync(struct mount *m, fuse_req_t req, struct handle *h)
 
 /* ---- copying a document ------------------------------------------------------------------------------------ */
 
-void write_copy_range(struct mount *m, fuse_req_t req, struct handle *in, off_t in_offset, struct handle *out, off_t out_offset, size_t len)
+void write_copy_range(struct mount *m, fuse_req_t req, struct handle *in, off_t in_offset, struct handle *out,
+		      off_t out_offset, size_t len)
 {
 	struct document d;
 	size_t copied = 0;
@@ -883,9 +905,10 @@ void write_copy_range(struct mount *m, fuse_req_t req, struct handle *in, off_t 
 	bool is_source = from && from != to && !from->local && entry_document(from, &d) && d.size_bytes > 0 && d.sha256;
 	if (is_source && l && l->copy_of && in_offset == d.size_bytes) {
 		error = 0; /* the end of it, asked for again */
-	} else if (is_source && l && m->caps->attaches && out->is_writer && in_offset == 0 && out_offset == 0 && !l->copy_of && !l->is_frozen &&
-		   spool_size(l->spool) == 0 && (uint64_t)d.size_bytes <= len && d.size_bytes <= INT32_MAX &&
-		   !name_is_scratch(m->rules, to->name) && to->folder->kind == FOLDER_SESSION) {
+	} else if (is_source && l && m->caps->attaches && out->is_writer && in_offset == 0 && out_offset == 0 &&
+		   !l->copy_of && !l->is_frozen && spool_size(l->spool) == 0 && (uint64_t)d.size_bytes <= len &&
+		   d.size_bytes <= INT32_MAX && !name_is_scratch(m->rules, to->name) &&
+		   to->folder->kind == FOLDER_SESSION) {
 		bool is_listed = from->document >= 0;
 		l->copy_of = listing_ref(is_listed ? from->folder->listing : from->own);
 		l->copy_at = is_listed ? from->document : from->own_at;

@@ -60,7 +60,8 @@ static void place(void **slots, size_t room, uint64_t hash, void *item)
 int index_put(struct index *ix, void *item)
 {
 	if (ix->used + 1 > ix->room / 4 * 3) {
-		size_t room = ix->room + ix->room / 2; /* by halves: doubling leaves more than half of it empty at times */
+		size_t room =
+			ix->room + ix->room / 2; /* by halves: doubling leaves more than half of it empty at times */
 		if (room < ROOM_FIRST)
 			room = ROOM_FIRST;
 		void **slots = calloc(room, sizeof(*slots));
@@ -91,8 +92,8 @@ void *index_find(const struct index *ix, uint64_t hash, bool (*is_it)(const void
 	return NULL;
 }
 
-void *index_find_next(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key), const void *key,
-		      size_t *way_at)
+void *index_find_next(const struct index *ix, uint64_t hash, bool (*is_it)(const void *item, const void *key),
+		      const void *key, size_t *way_at)
 {
 	while (ix->used) {
 		size_t at = home_of(hash, ix->room) + (*way_at)++;

@@ -27,7 +27,7 @@ struct times {
 static const int64_t step_ms[STEPS] = { 10, 25, 50, 100, 250, 500, 1000, 2500, 10000, 60000 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
-static struct kind kinds[KINDS_MAX]; /* the last one takes what does not fit any more */
+static struct kind kinds[KINDS_MAX];                     /* the last one takes what does not fit any more */
 static int kind_count;
 static struct times times[2] = { { .to = "api" }, { .to = "storage" } };
 
@@ -70,11 +70,12 @@ void metrics_count_answer(enum metrics_cache cache, bool is_hit)
 
 static void print_requests(struct buf *ret)
 {
-	buf_add(ret, "# HELP sessionfs_requests_total Requests to the service that have ended; status 0: no answer came.\n"
-		     "# TYPE sessionfs_requests_total counter\n");
+	buf_add(ret,
+		"# HELP sessionfs_requests_total Requests to the service that have ended; status 0: no answer came.\n"
+		"# TYPE sessionfs_requests_total counter\n");
 	for (int i = 0; i < kind_count; i++)
-		buf_addf(ret, "sessionfs_requests_total{to=\"%s\",method=\"%s\",status=\"%d\"} %" PRIu64 "\n", kinds[i].to,
-			 kinds[i].method, kinds[i].status, kinds[i].count);
+		buf_addf(ret, "sessionfs_requests_total{to=\"%s\",method=\"%s\",status=\"%d\"} %" PRIu64 "\n",
+			 kinds[i].to, kinds[i].method, kinds[i].status, kinds[i].count);
 }
 
 static void print_times(struct buf *ret)
@@ -90,10 +91,12 @@ static void print_times(struct buf *ret)
 		buf_addf(ret, "sessionfs_request_seconds_sum{to=\"%s\"} %.3f\n", t->to, (double)t->sum_ms / 1000);
 		buf_addf(ret, "sessionfs_request_seconds_count{to=\"%s\"} %" PRIu64 "\n", t->to, t->count);
 	}
-	buf_add(ret, "# HELP sessionfs_bytes_total Bytes of bodies sent and received.\n# TYPE sessionfs_bytes_total counter\n");
+	buf_add(ret, "# HELP sessionfs_bytes_total Bytes of bodies sent and received.\n# TYPE sessionfs_bytes_total "
+		     "counter\n");
 	for (int i = 0; i < 2; i++)
-		buf_addf(ret, "sessionfs_bytes_total{to=\"%s\",direction=\"sent\"} %" PRIu64 "\n"
-			      "sessionfs_bytes_total{to=\"%s\",direction=\"received\"} %" PRIu64 "\n",
+		buf_addf(ret,
+			 "sessionfs_bytes_total{to=\"%s\",direction=\"sent\"} %" PRIu64 "\n"
+			 "sessionfs_bytes_total{to=\"%s\",direction=\"received\"} %" PRIu64 "\n",
 			 times[i].to, times[i].sent_bytes, times[i].to, times[i].received_bytes);
 }
 
@@ -105,10 +108,12 @@ void metrics_print(struct buf *ret)
 	print_requests(ret);
 	print_times(ret);
 	pthread_mutex_unlock(&lock);
-	buf_add(ret, "# HELP sessionfs_answers_total Folders opened and documents read, by whether what is remembered answered.\n"
+	buf_add(ret, "# HELP sessionfs_answers_total Folders opened and documents read, by whether what is remembered "
+		     "answered.\n"
 		     "# TYPE sessionfs_answers_total counter\n");
 	for (int i = 0; i < METRICS_CACHES; i++)
-		buf_addf(ret, "sessionfs_answers_total{of=\"%s\",result=\"miss\"} %" PRIu64 "\n"
-			      "sessionfs_answers_total{of=\"%s\",result=\"hit\"} %" PRIu64 "\n",
+		buf_addf(ret,
+			 "sessionfs_answers_total{of=\"%s\",result=\"miss\"} %" PRIu64 "\n"
+			 "sessionfs_answers_total{of=\"%s\",result=\"hit\"} %" PRIu64 "\n",
 			 names[i], atomic_load(&answers[i][0]), names[i], atomic_load(&answers[i][1]));
 }

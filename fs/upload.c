@@ -57,7 +57,7 @@ enum {
 };
 static const int64_t DAY_MS = INT64_C(24) * 3600 * 1000;
 
-/* ---- the table of design.md, section 5 --------------------------------------------------------------------- */
+/* ---- what an answer means for a file ------------------------------------------------------------------------ */
 
 static struct move judge_transient(const struct fault *fault, const struct upload_circumstances *at)
 {

@@ -17,7 +17,7 @@
 
 struct uploads;
 
-/* What a fault at a step means for the file: the table of design.md, section 5. Pure. */
+/* What a fault at a step means for the file, a row for each kind of answer. Pure. */
 enum next_move {
 	MOVE_RETRY,         /* transient: again after a pause */
 	MOVE_HOLD_ACCOUNT,  /* nothing of this account goes on until the credentials change or somebody says retry */

@@ -24,7 +24,7 @@
 #include "fs/upload.h"
 #include "tests/fake_backend.h"
 
-/* ---- the table of design.md, section 5 --------------------------------------------------------------------- */
+/* ---- what an answer means for a file ------------------------------------------------------------------------ */
 
 #define DAYS(n) (INT64_C(86400000) * (n))
 

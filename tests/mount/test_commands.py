@@ -134,7 +134,10 @@ class Setup(Commands):
 
     def test_at_a_terminal_the_token_is_not_shown_and_a_template_can_be_chosen(self):
         session = self.sandbox.session("Q1")
-        pid, terminal = pty.fork()
+        try:
+            pid, terminal = pty.fork()
+        except OSError as e:
+            self.skipTest("no terminal can be had: %s" % e)
         if pid == 0:
             os.execve(SESSIONFS, [SESSIONFS, "setup", "raydocs", *self.url], self.env)
         seen = b""

@@ -91,6 +91,10 @@ def has_namespaces():
 
 HAS_NAMESPACES = has_namespaces()
 
+# Who is started in the background of a script ignores it, and so would each program from here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 slow = unittest.skipUnless(SLOW, "SESSIONFS_SLOW=1 runs it")
 
 

@@ -546,6 +546,33 @@ static void plan_poll(struct mount *m, struct folder *f, bool has_changed)
 	folders_poll_later(m);
 }
 
+/* The session's own record, where no listing brought it along. */
+static void ask_session(struct mount *m, struct folder *f)
+{
+	CLEANUP(session_release) struct session s = { 0 };
+	struct call call = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
+
+	if (backend_get_session(m->backend, &call, f->session.id, &s) == 0)
+		apply_session(m, f, &s);
+	else
+		f->session_asked_ms = clock_now_ms(); /* later again; nothing depends on it */
+}
+
+/* The names that were handed out as they came are all there are; error: 0 or why not. tree.lock held. */
+static void end_walk(struct mount *m, struct folder *f, int error)
+{
+	struct snapshot *s = f->snapshot;
+
+	if (!s || !s->is_growing)
+		return;
+	for (int i = 0; i < s->count; i++)
+		s->items[i]->is_in_walk = false;
+	s->is_growing = false;
+	s->error = error;
+	f->snapshot = NULL;
+	snapshot_drop(&m->tree, s);
+}
+
 static void flight_run(void *arg)
 {
 	struct flight *fl = arg;
@@ -587,15 +614,8 @@ static void flight_run(void *arg)
 				      .transfer = &fl->transfer };
 		r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
 	} while (r == -ECANCELED && is_hurried(fl));
-	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS) {
-		struct session s = { 0 };
-		struct call ask = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + WAIT_COLD_MS };
-		if (backend_get_session(m->backend, &ask, f->session.id, &s) == 0)
-			apply_session(m, f, &s);
-		else
-			f->session_asked_ms = clock_now_ms(); /* later again; nothing depends on it */
-		session_release(&s);
-	}
+	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS)
+		ask_session(m, f);
 	if (r == 0)
 		uploads_service_answered(m->uploads);
 	bool has_changed = r == 0 && (!known || listing_serial(known) != listing_serial(found));
@@ -630,15 +650,7 @@ static void flight_run(void *arg)
 	if (has_changed)
 		f->has_processing = has_processing;
 	plan_poll(m, f, has_changed);
-	if (f->snapshot && f->snapshot->is_growing) {
-		struct snapshot *s = f->snapshot;
-		for (int i = 0; i < s->count; i++)
-			s->items[i]->is_in_walk = false;
-		s->is_growing = false;
-		s->error = r;
-		f->snapshot = NULL;
-		snapshot_drop(&m->tree, s);
-	}
+	end_walk(m, f, r);
 	pthread_mutex_unlock(&m->tree.lock);
 	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && !known && listing_count(found) >= TRIM_COUNT);
 	save(m, f->session.id, &fl->saving);
@@ -649,9 +661,9 @@ static void flight_run(void *arg)
 	saving_release(&fl->saving);
 	free(fl);
 #ifdef __GLIBC__
+	/* What reading the pages took would stay resident for ever otherwise: more than what is kept. */
 	if (is_large)
-		(void)malloc_trim(
-			0); /* what reading the pages took would stay resident for ever otherwise: more than what is kept */
+		(void)malloc_trim(0);
 #endif
 }
 

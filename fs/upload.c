@@ -463,7 +463,7 @@ static void row_wait(struct uploads *u, const struct job *j)
 		pthread_cond_wait(&u->changed, &u->lock);
 }
 
-static void wait_for_change(struct uploads *u, int64_t ms)
+static struct timespec in_ms(int64_t ms)
 {
 	struct timespec until;
 
@@ -472,6 +472,13 @@ static void wait_for_change(struct uploads *u, int64_t ms)
 	until.tv_nsec += ms % 1000 * 1000000;
 	until.tv_sec += until.tv_nsec / 1000000000;
 	until.tv_nsec %= 1000000000;
+	return until;
+}
+
+static void wait_for_change(struct uploads *u, int64_t ms)
+{
+	struct timespec until = in_ms(ms);
+
 	(void)pthread_cond_timedwait(&u->changed, &u->lock, &until); /* whoever calls looks at the time */
 }
 
@@ -2520,18 +2527,6 @@ static void tick(struct uploads *u)
 	int64_t next_ms = tick_next(u, now_ms);
 	if (next_ms != INT64_MAX)
 		tick_at(u, next_ms > now_ms ? next_ms : now_ms + 1);
-}
-
-static struct timespec in_ms(int64_t ms)
-{
-	struct timespec until;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &until); /* can't fail for this clock */
-	until.tv_sec += ms / 1000;
-	until.tv_nsec += ms % 1000 * 1000000;
-	until.tv_sec += until.tv_nsec / 1000000000;
-	until.tv_nsec %= 1000000000;
-	return until;
 }
 
 /* One job of its pool from the beginning to the end: a tick that needed memory could fail to come, and then nobody would

@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -216,6 +217,15 @@ static int shared_sign(struct backend *b, struct call *call, struct upload *u)
 	return 0;
 }
 
+static int number_in(const char *text)
+{
+	char *end = NULL;
+	long n = strtol(text, &end, 10);
+
+	assert_true(end > text && n >= 0 && n <= INT_MAX);
+	return (int)n;
+}
+
 static int shared_store(struct backend *b, struct call *call, struct upload *u)
 {
 	point();
@@ -224,7 +234,7 @@ static int shared_store(struct backend *b, struct call *call, struct upload *u)
 
 	if (r < 0)
 		return r;
-	struct shared_key *key = &w->keys[atoi(u->ticket)];
+	struct shared_key *key = &w->keys[number_in(u->ticket)];
 	world_lock();
 	(void)snprintf(key->sha256, sizeof(key->sha256), "%s", u->sha256);
 	if (w->store_has_effect)
@@ -241,7 +251,7 @@ static int shared_store(struct backend *b, struct call *call, struct upload *u)
 
 static void attach_one(struct upload *u)
 {
-	struct shared_key *key = &w->keys[atoi(u->ticket)];
+	struct shared_key *key = &w->keys[number_in(u->ticket)];
 
 	if (!key->is_stored || (key->is_used && !w->store_has_effect)) {
 		u->error = fault(&u->fault, FAULT_KEY, 422, false, -EINVAL);
@@ -289,7 +299,7 @@ static int shared_attach(struct backend *b, struct call *call, const char *sessi
 		return r;
 	world_lock();
 	for (int i = 0; i < count; i++) {
-		indexes[i] = atoi(document_ids[i] + 1);
+		indexes[i] = number_in(document_ids[i] + 1);
 		w->documents[indexes[i]].is_elsewhere = false;
 	}
 	*ret = list_of(indexes, count);

@@ -1,4 +1,4 @@
-/* fs/upload.c against a backend in memory: what each answer means for a file, what shares a request, who is told
+/* fs/upload*.c against a backend in memory: what each answer means for a file, what shares a request, who is told
  * what. That nothing is lost or doubled across crashes is test_upload_crash.c's. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -146,7 +146,7 @@ static struct rossum *rossum_from(struct backend *b)
 }
 
 /* A time we give the service, as long as it is here. */
-static int64_t patience_ms(const struct rossum *s, int64_t ms)
+static int64_t rossum_patience_ms(const struct rossum *s, int64_t ms)
 {
 	return ms / s->haste;
 }
@@ -159,27 +159,27 @@ void rossum_hasten(struct backend *b, int factor)
 /* ---- reading answers ---------------------------------------------------------------------------------------- */
 
 /* Members nobody depends on are read without complaint: what has an unforeseen type counts as absent. */
-static const cJSON *member(const cJSON *object, const char *key)
+static const cJSON *rossum_member(const cJSON *object, const char *key)
 {
 	return cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, key) : NULL;
 }
 
-static const char *text_of(const cJSON *object, const char *key)
+static const char *rossum_text_of(const cJSON *object, const char *key)
 {
-	const cJSON *found = member(object, key);
+	const cJSON *found = rossum_member(object, key);
 
 	return cJSON_IsString(found) && found->valuestring && found->valuestring[0] ? found->valuestring : NULL;
 }
 
-static int64_t time_of(const cJSON *object, const char *key)
+static int64_t rossum_time_of(const cJSON *object, const char *key)
 {
-	const char *text = text_of(object, key);
+	const char *text = rossum_text_of(object, key);
 	int64_t ms = -1;
 
 	return text && time_parse_iso(text, &ms) == 0 ? ms : -1;
 }
 
-static bool is_digits(const char *text)
+static bool rossum_is_digits(const char *text)
 {
 	size_t len = strlen(text);
 
@@ -187,7 +187,7 @@ static bool is_digits(const char *text)
 }
 
 /* Objects name each other by whole addresses, and never twice in the same spelling: the id is the last segment. */
-static const char *ref_text(const char *url, struct json_id *room)
+static const char *rossum_ref_text(const char *url, struct json_id *room)
 {
 	size_t end = strcspn(url, "?#"), start;
 
@@ -202,10 +202,10 @@ static const char *ref_text(const char *url, struct json_id *room)
 }
 
 /* An address or a bare id, as an id; NULL: neither. */
-static const char *ref_of(const cJSON *item, struct json_id *room)
+static const char *rossum_ref_of(const cJSON *item, struct json_id *room)
 {
 	if (cJSON_IsString(item) && item->valuestring)
-		return ref_text(item->valuestring, room);
+		return rossum_ref_text(item->valuestring, room);
 	if (cJSON_IsNumber(item) && item->valuedouble >= 1 && item->valuedouble < 9e15 &&
 	    item->valuedouble == (double)(int64_t)item->valuedouble) {
 		snprintf(room->text, sizeof(room->text), "%lld", (long long)item->valuedouble);
@@ -214,24 +214,24 @@ static const char *ref_of(const cJSON *item, struct json_id *room)
 	return NULL;
 }
 
-static const char *ref_in(const cJSON *object, const char *key, struct json_id *room)
+static const char *rossum_ref_in(const cJSON *object, const char *key, struct json_id *room)
 {
-	return ref_of(member(object, key), room);
+	return rossum_ref_of(rossum_member(object, key), room);
 }
 
-static const char *own_id(const cJSON *object, struct json_id *room)
+static const char *rossum_own_id(const cJSON *object, struct json_id *room)
 {
-	const char *id = ref_in(object, "id", room);
+	const char *id = rossum_ref_in(object, "id", room);
 
-	return id ? id : ref_in(object, "url", room);
+	return id ? id : rossum_ref_in(object, "url", room);
 }
 
 /* The segment before the id: "tasks" of ".../tasks/91". */
-static bool ref_is(const char *url, const char *kind)
+static bool rossum_ref_is(const char *url, const char *kind)
 {
 	struct json_id room;
 	size_t len = strlen(kind);
-	const char *at = ref_text(url, &room) ? strstr(url, kind) : NULL;
+	const char *at = rossum_ref_text(url, &room) ? strstr(url, kind) : NULL;
 
 	for (; at; at = strstr(at + 1, kind)) {
 		if (at > url && at[-1] == '/' && at[len] == '/' && strspn(at + len + 1, "0123456789") > 0)
@@ -251,7 +251,7 @@ static void add_words(struct buf *ret, const char *field, const cJSON *item)
 }
 
 /* `detail`, or a map of field -> messages; both are met. `code` and `url` are for machines. */
-static void read_words(const cJSON *body, struct buf *ret)
+static void rossum_read_words(const cJSON *body, struct buf *ret)
 {
 	const cJSON *field, *text;
 
@@ -260,7 +260,7 @@ static void read_words(const cJSON *body, struct buf *ret)
 			add_words(ret, NULL, text);
 		return;
 	}
-	add_words(ret, "detail", member(body, "detail"));
+	add_words(ret, "detail", rossum_member(body, "detail"));
 	cJSON_ArrayForEach (field, body) {
 		if (!field->string || strcmp(field->string, "code") == 0 || strcmp(field->string, "url") == 0)
 			continue;
@@ -306,16 +306,21 @@ static int status_find(const char *status)
 	return -1;
 }
 
-static bool is_hidden(const cJSON *annotation)
+static bool rossum_status_is_hidden(const char *status)
 {
-	int i = status_find(text_of(annotation, "status"));
+	int i = status_find(status);
 
 	return i >= 0 && statuses[i].is_hidden;
 }
 
-static bool has_status(const cJSON *annotation, const char *status)
+static bool rossum_is_hidden(const cJSON *annotation)
 {
-	const char *text = text_of(annotation, "status");
+	return rossum_status_is_hidden(rossum_text_of(annotation, "status"));
+}
+
+static bool rossum_has_status(const cJSON *annotation, const char *status)
+{
+	const char *text = rossum_text_of(annotation, "status");
 
 	return text && strcmp(text, status) == 0;
 }
@@ -326,13 +331,14 @@ struct mark {
 	int64_t size_bytes;
 };
 
-static bool read_mark(const cJSON *annotation, struct mark *ret)
+static bool rossum_read_mark(const cJSON *annotation, struct mark *ret)
 {
-	const cJSON *ours = member(member(annotation, "metadata"), "sessionfs"), *size = member(ours, "size");
+	const cJSON *ours = rossum_member(rossum_member(annotation, "metadata"), "sessionfs"),
+		    *size = rossum_member(ours, "size");
 
-	*ret = (struct mark){ .sha256 = text_of(ours, "sha256"),
-			      .name = text_of(ours, "name"),
-			      .nonce = text_of(ours, "nonce") };
+	*ret = (struct mark){ .sha256 = rossum_text_of(ours, "sha256"),
+			      .name = rossum_text_of(ours, "name"),
+			      .nonce = rossum_text_of(ours, "nonce") };
 	if (!ret->sha256 || strlen(ret->sha256) != 64 || strspn(ret->sha256, "0123456789abcdefABCDEF") != 64)
 		return false;
 	if (!cJSON_IsNumber(size) || size->valuedouble < 0 || size->valuedouble > 9e15)
@@ -342,7 +348,7 @@ static bool read_mark(const cJSON *annotation, struct mark *ret)
 }
 
 /* HTML is sanitised on its way in: what is read back is not what was sent. */
-static bool is_html(const char *name, const char *mime)
+static bool rossum_is_html(const char *name, const char *mime)
 {
 	return (mime && strcasecmp(mime, "text/html") == 0) || (name && strcmp(mime_by_name(name), "text/html") == 0);
 }
@@ -351,13 +357,13 @@ static bool is_html(const char *name, const char *mime)
  * place the annotation shows a younger document. */
 static bool mark_is_of(const struct mark *m, const cJSON *annotation, const cJSON *document)
 {
-	const char *name = text_of(document, "original_file_name");
-	const cJSON *parent = member(document, "parent");
-	int64_t made_ms = time_of(annotation, "created_at");
+	const char *name = rossum_text_of(document, "original_file_name");
+	const cJSON *parent = rossum_member(document, "parent");
+	int64_t made_ms = rossum_time_of(annotation, "created_at");
 
-	if (made_ms >= 0 && time_of(document, "created_at") > made_ms + YOUNGER_MS)
+	if (made_ms >= 0 && rossum_time_of(document, "created_at") > made_ms + YOUNGER_MS)
 		return false;
-	if (!name || (parent && !cJSON_IsNull(parent)) || is_html(name, text_of(document, "mime_type")))
+	if (!name || (parent && !cJSON_IsNull(parent)) || rossum_is_html(name, rossum_text_of(document, "mime_type")))
 		return false;
 	return !m->name || strcmp(m->name, name) == 0;
 }
@@ -379,11 +385,11 @@ static void read_trouble(const cJSON *annotation, struct document *ret, struct d
 	if (i < 0 || !statuses[i].trouble)
 		return;
 	buf_add(&words, statuses[i].trouble);
-	cJSON_ArrayForEach (message, member(annotation, "messages")) {
+	cJSON_ArrayForEach (message, rossum_member(annotation, "messages")) {
 		const char *text = cJSON_IsString(message) ? message->valuestring : NULL;
 
 		for (size_t k = 0; !text && k < sizeof(keys) / sizeof(keys[0]); k++)
-			text = text_of(message, keys[k]);
+			text = rossum_text_of(message, keys[k]);
 		if (text)
 			buf_addf(&words, ": %.200s", text);
 	}
@@ -521,7 +527,7 @@ static void read_size(const cJSON *annotation, const cJSON *document, struct doc
 	struct mark mark;
 
 	ret->size_bytes = -1;
-	if (!read_mark(annotation, &mark) || !mark_is_of(&mark, annotation, document))
+	if (!rossum_read_mark(annotation, &mark) || !mark_is_of(&mark, annotation, document))
 		return;
 	ret->size_bytes = mark.size_bytes;
 	for (int i = 0; i < 64; i++)
@@ -532,51 +538,51 @@ static void read_size(const cJSON *annotation, const cJSON *document, struct doc
 /* `arrived_at` is an older name of the first. */
 static int64_t created_of(const cJSON *annotation, const cJSON *document)
 {
-	int64_t ms = time_of(document, "created_at");
+	int64_t ms = rossum_time_of(document, "created_at");
 
 	if (ms < 0)
-		ms = time_of(document, "arrived_at");
-	return ms < 0 ? time_of(annotation, "created_at") : ms;
+		ms = rossum_time_of(document, "arrived_at");
+	return ms < 0 ? rossum_time_of(annotation, "created_at") : ms;
 }
 
 /* An annotation and the document it shows (NULL: not sent along). Borrowed from both and room. */
-static int read_document(struct rossum *s, const cJSON *annotation, const cJSON *document, struct document *ret,
-			 struct document_room *room)
+static int rossum_read_document(struct rossum *s, const cJSON *annotation, const cJSON *document, struct document *ret,
+				struct document_room *room)
 {
 	const char *upload, *known;
 	struct json_id other;
 
 	memset(ret, 0, sizeof(*ret));
-	ret->id = own_id(annotation, &room->id);
+	ret->id = rossum_own_id(annotation, &room->id);
 	if (!ret->id) {
 		log_warning("rossum: annotation: it has no id we can use");
 		return -EPROTO;
 	}
-	const char *document_id = ref_in(annotation, "document", &room->document);
+	const char *document_id = rossum_ref_in(annotation, "document", &room->document);
 	if (document_id)
 		link_note(s, ret->id, document_id, NULL);
 	link_look(s, ret->id, &other, &room->upload, &known, &upload);
-	const char *filename = text_of(document, "original_file_name");
+	const char *filename = rossum_text_of(document, "original_file_name");
 	ret->filename = filename ? filename : "";
-	ret->status = text_of(annotation, "status");
+	ret->status = rossum_text_of(annotation, "status");
 	int i = status_find(ret->status);
 	ret->state = i >= 0 ? statuses[i].state : STATE_PROCESSING;
 	read_size(annotation, document, ret);
 	ret->created_ms = created_of(annotation, document);
-	ret->mime = text_of(document, "mime_type");
+	ret->mime = rossum_text_of(document, "mime_type");
 	if (!ret->mime)
 		ret->mime = mime_by_name(ret->filename);
-	const cJSON *pages = member(annotation, "pages");
+	const cJSON *pages = rossum_member(annotation, "pages");
 	ret->pages = cJSON_IsArray(pages) && pages->child ? cJSON_GetArraySize(pages) : -1;
 	ret->parsing.updated_ms = -1;
 	read_trouble(annotation, ret, room);
 	add_extra(ret, "document", document_id);
 	add_extra(ret, "upload", upload);
-	add_extra(ret, "creator", ref_in(document, "creator", &room->creator));
-	const char *email = ref_in(document, "email", &room->email);
-	add_extra(ret, "email", email ? email : ref_in(annotation, "email", &room->email));
-	add_extra(ret, "organization", ref_in(annotation, "organization", &room->organization));
-	add_extra(ret, "parent", ref_in(document, "parent", &room->parent));
+	add_extra(ret, "creator", rossum_ref_in(document, "creator", &room->creator));
+	const char *email = rossum_ref_in(document, "email", &room->email);
+	add_extra(ret, "email", email ? email : rossum_ref_in(annotation, "email", &room->email));
+	add_extra(ret, "organization", rossum_ref_in(annotation, "organization", &room->organization));
+	add_extra(ret, "parent", rossum_ref_in(document, "parent", &room->parent));
 	return 0;
 }
 
@@ -594,13 +600,13 @@ static char *print_record(const cJSON *annotation, const cJSON *document)
 	return buf_take(&text);
 }
 
-static int add_document(struct rossum *s, struct listing_builder *builder, const cJSON *annotation,
-			const cJSON *document, bool keeps_json)
+static int rossum_add_document(struct rossum *s, struct listing_builder *builder, const cJSON *annotation,
+			       const cJSON *document, bool keeps_json)
 {
 	CLEANUP(text_release) char *json = NULL;
 	struct document doc;
 	struct document_room room;
-	int r = read_document(s, annotation, document, &doc, &room);
+	int r = rossum_read_document(s, annotation, document, &doc, &room);
 
 	if (r < 0)
 		return r;
@@ -610,14 +616,14 @@ static int add_document(struct rossum *s, struct listing_builder *builder, const
 }
 
 /* A listing of its own for one document. */
-static int one_document(struct rossum *s, const cJSON *annotation, const cJSON *document, int64_t asked_ms,
-			struct listing **ret)
+static int rossum_one_document(struct rossum *s, const cJSON *annotation, const cJSON *document, int64_t asked_ms,
+			       struct listing **ret)
 {
 	CLEANUP(listing_builder_release) struct listing_builder *builder = listing_builder_new(s->scratch_dir);
 
 	if (!builder)
 		return -ENOMEM;
-	int r = add_document(s, builder, annotation, document, true);
+	int r = rossum_add_document(s, builder, annotation, document, true);
 	if (r < 0)
 		return r;
 	return listing_builder_take(&builder, asked_ms, clock_wall_ms(), ret);
@@ -643,9 +649,9 @@ static int compare_sideloaded(const void *a, const void *b)
 	return strcmp(((const struct sideloaded *)a)->id.text, ((const struct sideloaded *)b)->id.text);
 }
 
-static int read_sideload(const cJSON *body, struct sideload *ret)
+static int sideload_read(const cJSON *body, struct sideload *ret)
 {
-	const cJSON *list = member(body, "documents"), *item;
+	const cJSON *list = rossum_member(body, "documents"), *item;
 
 	if (!cJSON_IsArray(list))
 		return 0;
@@ -655,7 +661,7 @@ static int read_sideload(const cJSON *body, struct sideload *ret)
 	cJSON_ArrayForEach (item, list) {
 		struct sideloaded *one = &ret->items[ret->count];
 
-		if (!own_id(item, &one->id))
+		if (!rossum_own_id(item, &one->id))
 			continue;
 		one->item = item;
 		ret->count++;
@@ -664,11 +670,11 @@ static int read_sideload(const cJSON *body, struct sideload *ret)
 	return 0;
 }
 
-static const cJSON *document_of(const struct sideload *l, const cJSON *annotation)
+static const cJSON *sideload_find(const struct sideload *l, const cJSON *annotation)
 {
 	struct sideloaded key = { .item = NULL }, *found;
 
-	if (!l->count || !ref_in(annotation, "document", &key.id))
+	if (!l->count || !rossum_ref_in(annotation, "document", &key.id))
 		return NULL;
 	found = bsearch(&key, l->items, l->count, sizeof(*l->items), compare_sideloaded);
 	return found ? found->item : NULL;
@@ -676,7 +682,7 @@ static const cJSON *document_of(const struct sideload *l, const cJSON *annotatio
 
 /* ---- credentials --------------------------------------------------------------------------------------------- */
 
-static int fail(struct call *call, enum fault_kind kind, int error, const char *words)
+static int rossum_fail(struct call *call, enum fault_kind kind, int error, const char *words)
 {
 	int status = call->fault.http_status;
 
@@ -697,13 +703,13 @@ static int login_is_due(struct rossum *s, struct call *call, const char *account
 	if (strcmp(l->account, account) != 0)
 		return 0;
 	if (now < l->not_before_ms) {
-		fail(call, l->is_throttled ? FAULT_BUDGET : FAULT_ACCOUNT, 0, l->words);
+		rossum_fail(call, l->is_throttled ? FAULT_BUDGET : FAULT_ACCOUNT, 0, l->words);
 		call->fault.http_status = l->is_throttled ? 429 : 401;
 		call->fault.retry_after_ms = l->not_before_ms - now;
 		return l->is_throttled ? -EAGAIN : -EACCES;
 	}
 	/* A token that is refused as soon as it is made would have us log in for ever. */
-	return anew && l->done_ms && now < l->done_ms + patience_ms(s, LOGIN_AGAIN_MS) ? -EACCES : 0;
+	return anew && l->done_ms && now < l->done_ms + rossum_patience_ms(s, LOGIN_AGAIN_MS) ? -EACCES : 0;
 }
 
 static bool login_is_throttled(struct rossum *s)
@@ -776,7 +782,7 @@ static int send_login(struct rossum *s, struct call *call, const struct credenti
 		}
 		return r;
 	}
-	const char *key = text_of(body, "key");
+	const char *key = rossum_text_of(body, "key");
 	struct secret *token = key ? secret_new(key) : NULL;
 	if (!token)
 		return http_unreadable(s->http, call, &q, "the login's answer holds no key");
@@ -785,7 +791,7 @@ static int send_login(struct rossum *s, struct call *call, const struct credenti
 }
 
 /* One login for all threads: http.c calls this for one of them at a time, and the others wait for its answer. */
-static int read_token(void *arg, struct call *call, bool anew, struct secret **ret)
+static int login_read_token(void *arg, struct call *call, bool anew, struct secret **ret)
 {
 	struct rossum *s = arg;
 	CLEANUP(credentials_release) struct credentials c = { 0 };
@@ -814,7 +820,7 @@ static int read_token(void *arg, struct call *call, bool anew, struct secret **r
 }
 
 /* "Authorization: Basic ..." for the one request that takes it. -ENOKEY: there is no password. */
-static int basic_header(struct rossum *s, struct buf *ret)
+static int login_basic_header(struct rossum *s, struct buf *ret)
 {
 	CLEANUP(credentials_release) struct credentials c = { 0 };
 	CLEANUP(buf_release) struct buf pair = BUF(BODY_BYTES_MAX);
@@ -853,7 +859,7 @@ static void token_proved(struct rossum *s, uint64_t number)
 	s->proved_ms = clock_now_ms();
 }
 
-static const struct http_request user_request = { .method = "GET", .path = "/auth/user", .accepts_any = true };
+static const struct http_request rossum_user_request = { .method = "GET", .path = "/auth/user", .accepts_any = true };
 
 /* A 403 means a missing right, or a token that has ended: whoever may do anything may ask who he is. 0: the right is
  * missing; 1: there is another token now; else there is none, and call->fault says so. */
@@ -866,7 +872,7 @@ static int doubt_token(struct rossum *s, struct call *call, uint64_t number)
 		number = http_token_number(s->http); /* it was the first that was sent */
 	if (token_was_proved(s, number))
 		return 0;
-	int r = http_do(s->http, call, &user_request, &reply);
+	int r = http_do(s->http, call, &rossum_user_request, &reply);
 	uint64_t now = http_token_number(s->http);
 	if (r == 0) {
 		token_proved(s, now);
@@ -886,7 +892,7 @@ static int doubt_token(struct rossum *s, struct call *call, uint64_t number)
 	return r;
 }
 
-static int ask(struct rossum *s, struct call *call, const struct http_request *q, struct http_reply *ret)
+static int rossum_ask(struct rossum *s, struct call *call, const struct http_request *q, struct http_reply *ret)
 {
 	uint64_t number = http_token_number(s->http);
 	int r = http_do(s->http, call, q, ret);
@@ -901,33 +907,34 @@ static int ask(struct rossum *s, struct call *call, const struct http_request *q
 }
 
 /* An answer of a shape we cannot use is as good as none: GETs may be asked again, writes have to be looked for. */
-static int unreadable(struct rossum *s, struct call *call, const struct http_request *q, const char *why, int error)
+static int rossum_unreadable(struct rossum *s, struct call *call, const struct http_request *q, const char *why,
+			     int error)
 {
 	if (error == -ENOMEM)
 		return call_no_memory(call);
 	return http_unreadable(s->http, call, q, why);
 }
 
-static int ask_json(struct rossum *s, struct call *call, const struct http_request *q, cJSON **ret)
+static int rossum_ask_json(struct rossum *s, struct call *call, const struct http_request *q, cJSON **ret)
 {
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
 
 	if (!q->path)
 		return call_no_memory(call);
-	int r = ask(s, call, q, &reply);
+	int r = rossum_ask(s, call, q, &reply);
 	if (r < 0)
 		return r;
 	if (json_parse(reply.body, reply.body_bytes, ret) == 0)
 		return 0;
 	call->fault.http_status = reply.status;
-	return unreadable(s, call, q, "the answer is not JSON", -EPROTO);
+	return rossum_unreadable(s, call, q, "the answer is not JSON", -EPROTO);
 }
 
-static int get_json(struct rossum *s, struct call *call, const char *path, cJSON **ret)
+static int rossum_get_json(struct rossum *s, struct call *call, const char *path, cJSON **ret)
 {
 	const struct http_request q = { .method = "GET", .path = path };
 
-	return ask_json(s, call, &q, ret);
+	return rossum_ask_json(s, call, &q, ret);
 }
 
 static bool is_cancelled(struct rossum *s, const struct call *call)
@@ -936,14 +943,14 @@ static bool is_cancelled(struct rossum *s, const struct call *call)
 }
 
 /* Sleeps, unless the caller gives up or the time is up. */
-static int nap(struct rossum *s, struct call *call, int64_t ms, int64_t deadline_ms)
+static int rossum_nap(struct rossum *s, struct call *call, int64_t ms, int64_t deadline_ms)
 {
 	const struct timespec slice = { .tv_nsec = (ms < 50 ? ms : 50) * 1000000 };
 	int64_t until = clock_now_ms() + ms;
 
 	for (int64_t now = clock_now_ms(); now < until; now = clock_now_ms()) {
 		if (is_cancelled(s, call))
-			return fail(call, FAULT_CANCELED, -ECANCELED, "");
+			return rossum_fail(call, FAULT_CANCELED, -ECANCELED, "");
 		if (deadline_ms && now >= deadline_ms)
 			return -ETIMEDOUT;
 		(void)nanosleep(&slice, NULL); /* woken early, it looks early */
@@ -972,11 +979,11 @@ static void pages_release(struct pages *p)
 /* `next` stands in `pagination`, or beside it. NULL, or what is wrong with it. */
 static const char *pages_turn(struct rossum *s, struct pages *p, const cJSON *body)
 {
-	const char *next = text_of(member(body, "pagination"), "next");
+	const char *next = rossum_text_of(rossum_member(body, "pagination"), "next");
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 
 	if (!next)
-		next = text_of(body, "next");
+		next = rossum_text_of(body, "next");
 	if (next && http_path_of(s->http, next, &path) < 0)
 		return "its next page is at an address that is not the service's";
 	if (next && (strcmp(path.data, buf_text(&p->path)) == 0 ||
@@ -1001,16 +1008,16 @@ static int pages_next(struct rossum *s, struct call *call, struct pages *p, cJSO
 		return 0;
 	CLEANUP(text_release) char *path = strdup(p->path.data);
 	const struct http_request q = { .method = "GET", .path = path };
-	int r = ask_json(s, call, &q, &body);
+	int r = rossum_ask_json(s, call, &q, &body);
 	if (r < 0)
 		return r;
 	p->asked++;
-	const cJSON *results = member(body, "results");
+	const cJSON *results = rossum_member(body, "results");
 	if (!cJSON_IsArray(results))
-		return unreadable(s, call, &q, "this is not a page of a list", -EPROTO);
+		return rossum_unreadable(s, call, &q, "this is not a page of a list", -EPROTO);
 	const char *why = pages_turn(s, p, body);
 	if (why)
-		return unreadable(s, call, &q, why, -EPROTO);
+		return rossum_unreadable(s, call, &q, why, -EPROTO);
 	if (call->transfer)
 		atomic_store(&call->transfer->moved_ms, clock_now_ms());
 	*ret = body;
@@ -1021,10 +1028,10 @@ static int pages_next(struct rossum *s, struct call *call, struct pages *p, cJSO
 
 /* ---- queues -------------------------------------------------------------------------------------------------- */
 
-static void name_note(struct rossum *s, struct named **list, const cJSON *item)
+static void named_note(struct rossum *s, struct named **list, const cJSON *item)
 {
 	struct json_id room;
-	const char *id = own_id(item, &room), *name = text_of(item, "name");
+	const char *id = rossum_own_id(item, &room), *name = rossum_text_of(item, "name");
 	struct named *w;
 	SCOPED_LOCK(&s->lock);
 
@@ -1048,7 +1055,7 @@ static void name_note(struct rossum *s, struct named **list, const cJSON *item)
 }
 
 /* false: nobody has told. */
-static bool name_look(struct rossum *s, struct named *const *list, const char *id, char **ret_name)
+static bool named_look(struct rossum *s, struct named *const *list, const char *id, char **ret_name)
 {
 	SCOPED_LOCK(&s->lock);
 	const struct named *w = *list;
@@ -1072,7 +1079,7 @@ static void learn_workspaces(struct rossum *s, struct call *call)
 
 		r = pages_next(s, call, &pages, &body, &results);
 		cJSON_ArrayForEach (item, results)
-			name_note(s, &s->workspaces, item);
+			named_note(s, &s->workspaces, item);
 	}
 }
 
@@ -1083,8 +1090,8 @@ static void learn_workspace(struct rossum *s, struct call *call, const char *id)
 
 	buf_addf(&path, "/workspaces/%s", id);
 	const struct http_request q = { .method = "GET", .path = buf_text(&path), .accepts_any = true };
-	if (ask_json(s, call, &q, &body) == 0)
-		name_note(s, &s->workspaces, body);
+	if (rossum_ask_json(s, call, &q, &body) == 0)
+		named_note(s, &s->workspaces, body);
 }
 
 static bool mime_matches(const char *pattern, const char *mime)
@@ -1104,7 +1111,7 @@ static char *formats_of(const cJSON *queue)
 	static const char *const suffixes[] = { "pdf",  "png", "jpg",  "jpeg", "tiff", "xlsx", "xls", "docx", "doc",
 						"html", "htm", "pptx", "ppt",  "odt",  "rtf",  "bmp", "gif",  "webp",
 						"heic", "xml", "json", "csv",  "txt",  "eml",  "msg", "zip" };
-	const cJSON *types = member(member(queue, "settings"), "accepted_mime_types"), *type;
+	const cJSON *types = rossum_member(rossum_member(queue, "settings"), "accepted_mime_types"), *type;
 	CLEANUP(buf_release) struct buf text = BUF(400);
 
 	if (!cJSON_IsArray(types))
@@ -1131,10 +1138,11 @@ static char *copy_or_null(const char *text, bool *ok)
 	return own;
 }
 
-static int read_queue(const cJSON *item, struct session *ret)
+static int rossum_read_queue(const cJSON *item, struct session *ret)
 {
 	struct json_id id_room, workspace_room, schema_room;
-	const char *id = own_id(item, &id_room), *name = text_of(item, "name"), *status = text_of(item, "status");
+	const char *id = rossum_own_id(item, &id_room), *name = rossum_text_of(item, "name"),
+		   *status = rossum_text_of(item, "status");
 	CLEANUP(session_release) struct session found = { .created_ms = -1 };
 	bool ok = true;
 
@@ -1144,11 +1152,11 @@ static int read_queue(const cJSON *item, struct session *ret)
 	}
 	found.id = copy_or_null(id, &ok);
 	found.name = copy_or_null(name ? name : "", &ok);
-	found.workspace_id = copy_or_null(ref_in(item, "workspace", &workspace_room), &ok);
-	found.template_id = copy_or_null(ref_in(item, "schema", &schema_room), &ok);
+	found.workspace_id = copy_or_null(rossum_ref_in(item, "workspace", &workspace_room), &ok);
+	found.template_id = copy_or_null(rossum_ref_in(item, "schema", &schema_room), &ok);
 	found.status = copy_or_null(status, &ok);
 	found.formats = formats_of(item);
-	found.updated_ms = time_of(item, "modified_at");
+	found.updated_ms = rossum_time_of(item, "modified_at");
 	found.is_closed = status && strcmp(status, "active") != 0;
 	if (!ok)
 		return -ENOMEM;
@@ -1157,14 +1165,14 @@ static int read_queue(const cJSON *item, struct session *ret)
 	return 0;
 }
 
-static int get_queue_json(struct rossum *s, struct call *call, const char *queue_id, cJSON **ret)
+static int rossum_get_queue_json(struct rossum *s, struct call *call, const char *queue_id, cJSON **ret)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 
-	if (!is_digits(queue_id)) /* an id of another service, or somebody's guess */
-		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
+	if (!rossum_is_digits(queue_id)) /* an id of another service, or somebody's guess */
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
 	buf_addf(&path, "/queues/%s", queue_id);
-	return get_json(s, call, buf_text(&path), ret);
+	return rossum_get_json(s, call, buf_text(&path), ret);
 }
 
 static int rossum_get_session(struct backend *b, struct call *call, const char *session_id, struct session *ret)
@@ -1172,17 +1180,17 @@ static int rossum_get_session(struct backend *b, struct call *call, const char *
 	struct rossum *s = rossum_from(b);
 	CLEANUP(json_release) cJSON *body = NULL;
 	CLEANUP(session_release) struct session found = { 0 };
-	int r = get_queue_json(s, call, session_id, &body);
+	int r = rossum_get_queue_json(s, call, session_id, &body);
 
 	if (r < 0)
 		return r;
-	r = read_queue(body, &found);
+	r = rossum_read_queue(body, &found);
 	if (r < 0)
-		return fail(call, r == -EPROTO ? FAULT_AWAY : FAULT_NONE, r, "this is not a queue");
-	if (found.workspace_id && !name_look(s, &s->workspaces, found.workspace_id, &found.qualifier)) {
+		return rossum_fail(call, r == -EPROTO ? FAULT_AWAY : FAULT_NONE, r, "this is not a queue");
+	if (found.workspace_id && !named_look(s, &s->workspaces, found.workspace_id, &found.qualifier)) {
 		learn_workspace(s, call, found.workspace_id);
 		call_forget_fault(call);
-		(void)name_look(s, &s->workspaces, found.workspace_id, &found.qualifier); /* NULL: nobody tells */
+		(void)named_look(s, &s->workspaces, found.workspace_id, &found.qualifier); /* NULL: nobody tells */
 	}
 	*ret = found;
 	found = (struct session){ 0 };
@@ -1204,7 +1212,7 @@ static bool queue_is_wanted(struct rossum *s, const struct session *queue)
 static int add_queue(struct rossum *s, const cJSON *item, struct session_list *ret)
 {
 	CLEANUP(session_release) struct session queue = { 0 };
-	int r = read_queue(item, &queue);
+	int r = rossum_read_queue(item, &queue);
 
 	if (r < 0 || session_list_has(ret, queue.id) || !queue_is_wanted(s, &queue))
 		return r;
@@ -1227,13 +1235,13 @@ static void qualify(struct rossum *s, struct call *call, struct session_list *l)
 	for (int i = 0; i < l->count; i++) {
 		struct session *queue = &l->items[i];
 
-		if (!queue->workspace_id || name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) ||
+		if (!queue->workspace_id || named_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier) ||
 		    has_asked)
 			continue;
 		learn_workspaces(s, call);
 		call_forget_fault(call);
 		has_asked = true;
-		(void)name_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier);
+		(void)named_look(s, &s->workspaces, queue->workspace_id, &queue->qualifier);
 	}
 }
 
@@ -1254,8 +1262,8 @@ static int rossum_list_sessions(struct backend *b, struct call *call, struct ses
 			int added = add_queue(s, item, &found);
 
 			if (added < 0)
-				return fail(call, added == -EPROTO ? FAULT_AWAY : FAULT_NONE, added,
-					    "a queue cannot be read");
+				return rossum_fail(call, added == -EPROTO ? FAULT_AWAY : FAULT_NONE, added,
+						   "a queue cannot be read");
 		}
 	}
 	if (r < 0)
@@ -1328,9 +1336,8 @@ static bool counts_agree(const struct counts *ours, const cJSON *theirs)
 		return false;
 	cJSON_ArrayForEach (row, theirs) {
 		int64_t shown = 0;
-		int known = status_find(row->string);
 
-		if (!cJSON_IsNumber(row) || !row->string || (known >= 0 && statuses[known].is_hidden))
+		if (!cJSON_IsNumber(row) || !row->string || rossum_status_is_hidden(row->string))
 			continue;
 		for (int i = 0; i < ours->used; i++) {
 			if (strcmp(ours->rows[i].status, row->string) == 0)
@@ -1374,7 +1381,7 @@ static void walk_release(struct walk *w)
 	w->shown = w->all = NULL;
 }
 
-static const char *annotations_path(struct buf *path, const char *queue_id, const char *further)
+static const char *rossum_annotations_path(struct buf *path, const char *queue_id, const char *further)
 {
 	buf_clear(path);
 	buf_add(path, "/annotations?queue=");
@@ -1397,8 +1404,8 @@ static int show_page(struct walk *w, const cJSON *results, const struct sideload
 	if (!builder)
 		return -ENOMEM;
 	cJSON_ArrayForEach (item, results) {
-		if (r == 0 && !is_hidden(item))
-			r = add_document(w->s, builder, item, document_of(documents, item), false);
+		if (r == 0 && !rossum_is_hidden(item))
+			r = rossum_add_document(w->s, builder, item, sideload_find(documents, item), false);
 	}
 	if (r < 0)
 		return r;
@@ -1411,12 +1418,12 @@ static int show_page(struct walk *w, const cJSON *results, const struct sideload
 static int read_page(struct walk *w, const cJSON *body, const cJSON *results, int64_t asked_ms)
 {
 	CLEANUP(sideload_release) struct sideload documents = { 0 };
-	int before = listing_builder_count(w->all), r = read_sideload(body, &documents);
+	int before = listing_builder_count(w->all), r = sideload_read(body, &documents);
 	const cJSON *item;
 
 	cJSON_ArrayForEach (item, results) {
 		struct json_id room;
-		const struct document bare = { .id = own_id(item, &room),
+		const struct document bare = { .id = rossum_own_id(item, &room),
 					       .size_bytes = -1,
 					       .created_ms = -1,
 					       .pages = -1,
@@ -1426,8 +1433,8 @@ static int read_page(struct walk *w, const cJSON *body, const cJSON *results, in
 			r = -EPROTO;
 		if (r == 0)
 			r = listing_builder_add(w->all, &bare, NULL);
-		if (r == 0 && !is_hidden(item))
-			r = add_document(w->s, w->shown, item, document_of(&documents, item), true);
+		if (r == 0 && !rossum_is_hidden(item))
+			r = rossum_add_document(w->s, w->shown, item, sideload_find(&documents, item), true);
 	}
 	if (r == 0)
 		r = show_page(w, results, &documents, asked_ms);
@@ -1439,9 +1446,9 @@ static int read_page(struct walk *w, const cJSON *body, const cJSON *results, in
 static int page_unreadable(struct walk *w, int error)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
-	const struct http_request q = { .method = "GET", .path = annotations_path(&path, w->queue_id, "") };
+	const struct http_request q = { .method = "GET", .path = rossum_annotations_path(&path, w->queue_id, "") };
 
-	return unreadable(w->s, w->call, &q, "this is not a page of annotations", error);
+	return rossum_unreadable(w->s, w->call, &q, "this is not a page of annotations", error);
 }
 
 static int walk_begin(struct walk *w)
@@ -1459,7 +1466,7 @@ static int walk_pages(struct walk *w, int64_t asked_ms)
 
 	if (r < 0)
 		return r;
-	annotations_path(&pages.path, w->queue_id, "&ordering=created_at");
+	rossum_annotations_path(&pages.path, w->queue_id, "&ordering=created_at");
 	for (;;) {
 		CLEANUP(json_release) cJSON *body = NULL;
 		const cJSON *results = NULL;
@@ -1476,19 +1483,19 @@ static int walk_pages(struct walk *w, int64_t asked_ms)
 }
 
 /* The annotations of these ids, as pages do. *ret_documents borrows from *ret. */
-static int get_annotations(struct rossum *s, struct call *call, const char *queue_id, const char *ids, cJSON **ret,
-			   const cJSON **ret_results, struct sideload *ret_documents)
+static int rossum_get_annotations(struct rossum *s, struct call *call, const char *queue_id, const char *ids,
+				  cJSON **ret, const cJSON **ret_results, struct sideload *ret_documents)
 {
 	CLEANUP(buf_release) struct buf further = BUF(PATH_BYTES_MAX / 2);
 	CLEANUP(pages_release) struct pages pages = PAGES;
 
 	buf_addf(&further, "&id=%s", ids);
-	if (!buf_text(&further) || !annotations_path(&pages.path, queue_id, buf_text(&further)))
+	if (!buf_text(&further) || !rossum_annotations_path(&pages.path, queue_id, buf_text(&further)))
 		return call_no_memory(call);
 	int r = pages_next(s, call, &pages, ret, ret_results);
 	if (r < 0)
 		return r;
-	return read_sideload(*ret, ret_documents) < 0 ? call_no_memory(call) : 0;
+	return sideload_read(*ret, ret_documents) < 0 ? call_no_memory(call) : 0;
 }
 
 /* Pages are no snapshot: what left an early page while we read a later one moved another over the edge, unseen. Whoever
@@ -1519,10 +1526,10 @@ static int walk_missing(struct walk *w, struct listing *known)
 	CLEANUP(json_release) cJSON *body = NULL;
 	CLEANUP(sideload_release) struct sideload documents = { 0 };
 	const cJSON *results = NULL, *item;
-	r = get_annotations(w->s, w->call, w->queue_id, buf_text(&ids), &body, &results, &documents);
+	r = rossum_get_annotations(w->s, w->call, w->queue_id, buf_text(&ids), &body, &results, &documents);
 	cJSON_ArrayForEach (item, results) {
-		if (r == 0 && !is_hidden(item))
-			r = add_document(w->s, w->shown, item, document_of(&documents, item), true);
+		if (r == 0 && !rossum_is_hidden(item))
+			r = rossum_add_document(w->s, w->shown, item, sideload_find(&documents, item), true);
 	}
 	return r;
 }
@@ -1567,13 +1574,13 @@ static int patch_newest(struct walk *w, const cJSON *body, const cJSON *results,
 	struct json_id rooms[PAGE];
 	const char *without[PAGE];
 	const cJSON *item;
-	int gone = 0, r = builder ? read_sideload(body, &documents) : -ENOMEM;
+	int gone = 0, r = builder ? sideload_read(body, &documents) : -ENOMEM;
 
 	cJSON_ArrayForEach (item, results) {
-		const char *id = gone < PAGE ? own_id(item, &rooms[gone]) : NULL;
+		const char *id = gone < PAGE ? rossum_own_id(item, &rooms[gone]) : NULL;
 
-		if (r == 0 && !is_hidden(item))
-			r = add_document(w->s, builder, item, document_of(&documents, item), true);
+		if (r == 0 && !rossum_is_hidden(item))
+			r = rossum_add_document(w->s, builder, item, sideload_find(&documents, item), true);
 		else if (r == 0 && id && listing_find(*known, id) >= 0)
 			gone++;
 	}
@@ -1602,7 +1609,7 @@ static int walk_newest(struct walk *w, int64_t asked_ms, struct listing **known)
 	bool is_old_news = false;
 	int r = 1, asked = 0;
 
-	annotations_path(&pages.path, w->queue_id, "&ordering=-created_at");
+	rossum_annotations_path(&pages.path, w->queue_id, "&ordering=-created_at");
 	while (r > 0 && !is_old_news && asked++ < 10) {
 		CLEANUP(json_release) cJSON *body = NULL;
 		const cJSON *results = NULL;
@@ -1621,7 +1628,7 @@ static void tell_session(struct call *call, const cJSON *body)
 {
 	CLEANUP(session_release) struct session seen = { 0 };
 
-	if (call->on_session && read_queue(body, &seen) == 0)
+	if (call->on_session && rossum_read_queue(body, &seen) == 0)
 		call->on_session(call->on_session_arg, &seen);
 }
 
@@ -1643,12 +1650,12 @@ static int list_by_counts(struct walk *w, struct listing *known, cJSON **ret_cou
 	int64_t asked_ms = clock_now_ms(), as_of_wall_ms = clock_wall_ms();
 	struct counts ours;
 	bool is_moving;
-	int r = get_queue_json(w->s, w->call, w->queue_id, ret_counts);
+	int r = rossum_get_queue_json(w->s, w->call, w->queue_id, ret_counts);
 
 	if (r < 0)
 		return r;
 	tell_session(w->call, *ret_counts);
-	const cJSON *theirs = member(*ret_counts, "counts");
+	const cJSON *theirs = rossum_member(*ret_counts, "counts");
 	if (!cJSON_IsObject(theirs))
 		return 0;
 	counts_of(known, &ours, &is_moving);
@@ -1669,7 +1676,7 @@ static int list_by_counts(struct walk *w, struct listing *known, cJSON **ret_cou
 
 static void walked(struct rossum *s, const char *queue_id, const struct listing *l, const cJSON *queue)
 {
-	const cJSON *theirs = member(queue, "counts");
+	const cJSON *theirs = rossum_member(queue, "counts");
 	struct counts ours;
 	bool is_moving;
 
@@ -1692,7 +1699,7 @@ static int walk_whole(struct walk *w, struct listing *known, struct listing **re
 	if ((r == 0 && listing_builder_count(w->all) == 0) || (r < 0 && w->call->fault.kind == FAULT_INVALID)) {
 		CLEANUP(json_release) cJSON *queue = NULL;
 		struct fault kept = w->call->fault;
-		int looked = get_queue_json(w->s, w->call, w->queue_id, &queue);
+		int looked = rossum_get_queue_json(w->s, w->call, w->queue_id, &queue);
 
 		if (looked < 0)
 			return looked;
@@ -1729,8 +1736,8 @@ static int rossum_list_documents(struct backend *b, struct call *call, const cha
 	CLEANUP(json_release) cJSON *counts = NULL;
 	int r = 0;
 
-	if (!is_digits(session_id))
-		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
+	if (!rossum_is_digits(session_id))
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
 	take_over(s, known);
 	if (counts_may_do(s, session_id, known))
 		r = list_by_counts(&w, known, &counts, ret);
@@ -1751,7 +1758,7 @@ static int rossum_list_documents(struct backend *b, struct call *call, const cha
 
 static int no_document(struct call *call)
 {
-	return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of an annotation");
+	return rossum_fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of an annotation");
 }
 
 /* Which document an annotation shows now. */
@@ -1761,11 +1768,11 @@ static int ask_document_id(struct rossum *s, struct call *call, const char *anno
 	CLEANUP(json_release) cJSON *body = NULL;
 
 	buf_addf(&path, "/annotations/%s", annotation_id);
-	int r = get_json(s, call, buf_text(&path), &body);
+	int r = rossum_get_json(s, call, buf_text(&path), &body);
 	if (r < 0)
 		return r;
-	if (!ref_in(body, "document", ret))
-		return fail(call, FAULT_GONE, -ENOENT, "the annotation has no document any more");
+	if (!rossum_ref_in(body, "document", ret))
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "the annotation has no document any more");
 	link_note(s, annotation_id, ret->text, NULL);
 	return 0;
 }
@@ -1795,7 +1802,7 @@ static int get_content_at(struct rossum *s, struct call *call, const char *locat
 	return r;
 }
 
-static int get_content(struct rossum *s, struct call *call, const char *document_id, struct content *c)
+static int rossum_get_content(struct rossum *s, struct call *call, const char *document_id, struct content *c)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
@@ -1808,7 +1815,7 @@ static int get_content(struct rossum *s, struct call *call, const char *document
 					.wants_size = !c->fd,
 					.is_long = true,
 					.accepts_any = true };
-	int r = q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
+	int r = q.path ? rossum_ask(s, call, &q, &reply) : call_no_memory(call);
 	if (r < 0 && reply.location)
 		return get_content_at(s, call, reply.location, c);
 	if (r < 0 && call->fault.kind != FAULT_GONE && call->fault.kind != FAULT_CANCELED &&
@@ -1824,17 +1831,17 @@ static int get_annotation_content(struct rossum *s, struct call *call, const cha
 	const char *known, *upload;
 	int r;
 
-	if (!is_digits(annotation_id))
+	if (!rossum_is_digits(annotation_id))
 		return no_document(call);
 	link_look(s, annotation_id, &room, &unused, &known, &upload);
 	if (known) {
-		r = get_content(s, call, known, c);
+		r = rossum_get_content(s, call, known, c);
 		if (r == 0 || call->fault.kind != FAULT_GONE)
 			return r;
 	}
 	/* Pages edited in place give an annotation another document: it is asked before 404 is believed. */
 	r = ask_document_id(s, call, annotation_id, &room);
-	return r < 0 ? r : get_content(s, call, room.text, c);
+	return r < 0 ? r : rossum_get_content(s, call, room.text, c);
 }
 
 static int rossum_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
@@ -1865,12 +1872,12 @@ static int check_is_in_queue(struct rossum *s, struct call *call, const char *qu
 	struct json_id room;
 
 	buf_addf(&path, "/annotations/%s", annotation_id);
-	int r = get_json(s, call, buf_text(&path), &body);
+	int r = rossum_get_json(s, call, buf_text(&path), &body);
 	if (r < 0)
 		return r;
-	const char *queue = ref_in(body, "queue", &room);
-	if (is_hidden(body) || (queue && strcmp(queue, queue_id) != 0))
-		return fail(call, FAULT_GONE, -ENOENT, "it is not in this queue any more");
+	const char *queue = rossum_ref_in(body, "queue", &room);
+	if (rossum_is_hidden(body) || (queue && strcmp(queue, queue_id) != 0))
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "it is not in this queue any more");
 	return 0;
 }
 
@@ -1880,7 +1887,7 @@ static int rossum_detach(struct backend *b, struct call *call, const char *sessi
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
 
-	if (!is_digits(document_id))
+	if (!rossum_is_digits(document_id))
 		return no_document(call);
 	int r = check_is_in_queue(s, call, session_id, document_id);
 	if (r < 0)
@@ -1890,7 +1897,7 @@ static int rossum_detach(struct backend *b, struct call *call, const char *sessi
 	const struct http_request q = { .method = "POST",
 					.path = buf_text(&path),
 					.ability = "the right to delete in this queue" };
-	return q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
+	return q.path ? rossum_ask(s, call, &q, &reply) : call_no_memory(call);
 }
 
 /* ---- copies -------------------------------------------------------------------------------------------------- */
@@ -1949,15 +1956,16 @@ static int find_copy(struct rossum *s, struct call *call, const char *queue_id, 
 	if (r < 0)
 		return r;
 	snprintf(further, sizeof(further), "&document=%s", document.text);
-	annotations_path(&pages.path, queue_id, further);
+	rossum_annotations_path(&pages.path, queue_id, further);
 	r = pages_next(s, call, &pages, &body, &results);
 	if (r < 0)
 		return r;
 	cJSON_ArrayForEach (item, results) {
-		int64_t created_ms = time_of(item, "created_at");
-		const char *id = own_id(item, &room);
+		int64_t created_ms = rossum_time_of(item, "created_at");
+		const char *id = rossum_own_id(item, &room);
 
-		if (id && strcmp(id, annotation_id) != 0 && !is_hidden(item) && created_ms >= since_wall_ms - SKEW_MS) {
+		if (id && strcmp(id, annotation_id) != 0 && !rossum_is_hidden(item) &&
+		    created_ms >= since_wall_ms - SKEW_MS) {
 			*ret = room;
 			return 0;
 		}
@@ -1983,16 +1991,16 @@ static int post_copy(struct rossum *s, struct call *call, const char *queue_id, 
 					.ability = "the right to copy between these queues" };
 	if (!q.body || url.failed)
 		return call_no_memory(call);
-	int r = ask_json(s, call, &q, &body);
+	int r = rossum_ask_json(s, call, &q, &body);
 	if (r < 0 && call->fault.may_have_happened)
 		doubt_note(s, queue_id, annotation_id);
 	if (r == -EINVAL || r == -EBUSY)
 		return -EXDEV; /* not from there to here, by whatever rule */
 	if (r < 0)
 		return r;
-	if (!ref_in(body, "annotation", ret)) {
+	if (!rossum_ref_in(body, "annotation", ret)) {
 		doubt_note(s, queue_id, annotation_id);
-		return unreadable(s, call, &q, "this does not name a copy", -EPROTO);
+		return rossum_unreadable(s, call, &q, "this does not name a copy", -EPROTO);
 	}
 	return 0;
 }
@@ -2018,10 +2026,10 @@ static int add_copy(struct rossum *s, struct call *call, const char *queue_id, c
 		r = post_copy(s, call, queue_id, annotation_id, &copy);
 	if (r < 0)
 		return r;
-	r = get_annotations(s, call, queue_id, copy.text, &body, &results, &documents);
+	r = rossum_get_annotations(s, call, queue_id, copy.text, &body, &results, &documents);
 	item = r == 0 && results ? results->child : NULL;
 	if (item)
-		r = add_document(s, builder, item, document_of(&documents, item), true);
+		r = rossum_add_document(s, builder, item, sideload_find(&documents, item), true);
 	if (r == 0 && item)
 		return 0;
 	/* It was made; the next attempt finds it. */
@@ -2041,11 +2049,11 @@ static int rossum_attach(struct backend *b, struct call *call, const char *sessi
 
 	if (!builder)
 		return call_no_memory(call);
-	if (!is_digits(session_id))
-		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
+	if (!rossum_is_digits(session_id))
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
 	for (int i = 0; i < count; i++) {
-		int r = is_digits(document_ids[i]) ? add_copy(s, call, session_id, document_ids[i], builder)
-						   : no_document(call);
+		int r = rossum_is_digits(document_ids[i]) ? add_copy(s, call, session_id, document_ids[i], builder)
+							  : no_document(call);
 
 		if (r < 0)
 			return r;
@@ -2091,9 +2099,9 @@ static int ticket_write(struct upload *u, const struct ticket *t)
 
 static void read_ticket_id(const cJSON *body, const char *key, struct json_id *ret)
 {
-	const char *id = text_of(body, key);
+	const char *id = rossum_text_of(body, key);
 
-	if (id && is_digits(id))
+	if (id && rossum_is_digits(id))
 		snprintf(ret->text, sizeof(ret->text), "%s", id);
 }
 
@@ -2104,14 +2112,14 @@ static int ticket_read(const char *line, struct ticket *ret)
 	*ret = (struct ticket){ 0 };
 	if (!line || json_parse(line, strlen(line), &body) < 0)
 		return -EINVAL;
-	const char *nonce = text_of(body, "nonce");
+	const char *nonce = rossum_text_of(body, "nonce");
 	if (!nonce || strlen(nonce) != NONCE_BYTES - 1 || strspn(nonce, "0123456789abcdef") != NONCE_BYTES - 1)
 		return -EINVAL;
 	memcpy(ret->nonce, nonce, NONCE_BYTES);
 	read_ticket_id(body, "task", &ret->task);
 	read_ticket_id(body, "upload", &ret->upload);
 	read_ticket_id(body, "annotation", &ret->annotation);
-	const cJSON *sent = member(body, "sent"), *taken = member(body, "taken");
+	const cJSON *sent = rossum_member(body, "sent"), *taken = rossum_member(body, "taken");
 	ret->sent_wall_ms = cJSON_IsNumber(sent) ? (int64_t)sent->valuedouble : 0;
 	ret->taken_wall_ms = cJSON_IsNumber(taken) ? (int64_t)taken->valuedouble : 0;
 	return 0;
@@ -2120,7 +2128,7 @@ static int ticket_read(const char *line, struct ticket *ret)
 /* A ticket we cannot read, from another version perhaps, costs a look and a new one. */
 static int bad_ticket(struct call *call)
 {
-	return fail(call, FAULT_KEY, -EACCES, "what was noted of the upload cannot be read");
+	return rossum_fail(call, FAULT_KEY, -EACCES, "what was noted of the upload cannot be read");
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------- */
@@ -2132,7 +2140,7 @@ static int rossum_upload_sign(struct backend *b, struct call *call, struct uploa
 	struct ticket t = { 0 };
 
 	if (getrandom(random, sizeof(random), 0) != sizeof(random))
-		return fail(call, FAULT_NONE, -EIO, "no random numbers");
+		return rossum_fail(call, FAULT_NONE, -EIO, "no random numbers");
 	for (size_t i = 0; i < sizeof(random); i++)
 		snprintf(t.nonce + 2 * i, 3, "%02x", random[i]);
 	if (ticket_write(u, &t) < 0)
@@ -2168,11 +2176,11 @@ static char *queue_name(struct rossum *s, struct call *call, const char *queue_i
 	CLEANUP(json_release) cJSON *queue = NULL;
 	char *name = NULL;
 
-	if (name_look(s, &s->queues, queue_id, &name))
+	if (named_look(s, &s->queues, queue_id, &name))
 		return name;
-	if (get_queue_json(s, call, queue_id, &queue) == 0)
-		name_note(s, &s->queues, queue);
-	(void)name_look(s, &s->queues, queue_id, &name);
+	if (rossum_get_queue_json(s, call, queue_id, &queue) == 0)
+		named_note(s, &s->queues, queue);
+	(void)named_look(s, &s->queues, queue_id, &name);
 	return name;
 }
 
@@ -2200,7 +2208,7 @@ static int values_print(struct rossum *s, struct call *call, const char *queue_i
 	bool wants_name = false;
 
 	for (int i = 0; i < s->value_count; i++)
-		wants_name = wants_name || (s->values[i].queue && !is_digits(s->values[i].queue));
+		wants_name = wants_name || (s->values[i].queue && !rossum_is_digits(s->values[i].queue));
 	if (wants_name && !(name = queue_name(s, call, queue_id)))
 		return call->fault.kind == FAULT_NONE   ? call_no_memory(call)
 		       : call->fault.kind == FAULT_GONE ? -ENOENT
@@ -2260,8 +2268,8 @@ static int post_file(struct rossum *s, struct call *call, const struct upload *u
 	if (!q.path)
 		return call_no_memory(call);
 	if (!s->is_raw && metadata.failed)
-		return fail(call, FAULT_INVALID, -EINVAL, "the metadata would be larger than 4096 bytes");
-	return ask(s, call, &q, ret);
+		return rossum_fail(call, FAULT_INVALID, -EINVAL, "the metadata would be larger than 4096 bytes");
+	return rossum_ask(s, call, &q, ret);
 }
 
 /* Sends with the token, or, while the login that makes one is throttled, with the password itself: this one route takes
@@ -2280,7 +2288,7 @@ static int send_file(struct rossum *s, struct call *call, const struct upload *u
 		http_reply_release(ret);
 	}
 	CLEANUP(buf_release) struct buf basic = BUF(BODY_BYTES_MAX * 2);
-	if (basic_header(s, &basic) < 0)
+	if (login_basic_header(s, &basic) < 0)
 		return is_throttled && r == -EAGAIN ? post_file(s, call, u, nonce, NULL, ret) : r;
 	r = post_file(s, call, u, nonce, buf_text(&basic), ret);
 	explicit_bzero(basic.data, basic.len);
@@ -2295,14 +2303,14 @@ static int read_sent(const char *body, size_t body_bytes, struct ticket *t)
 
 	if (json_parse(body, body_bytes, &answer) < 0)
 		return -EPROTO;
-	url = text_of(answer, "url");
-	if (url && ref_is(url, "uploads"))
-		return ref_text(url, &t->upload) ? 0 : -EPROTO;
-	if (url && ref_text(url, &t->task))
+	url = rossum_text_of(answer, "url");
+	if (url && rossum_ref_is(url, "uploads"))
+		return rossum_ref_text(url, &t->upload) ? 0 : -EPROTO;
+	if (url && rossum_ref_text(url, &t->task))
 		return 0;
-	const cJSON *results = member(answer, "results");
+	const cJSON *results = rossum_member(answer, "results");
 	const cJSON *first = cJSON_IsArray(results) && results->child ? results->child : answer;
-	return ref_in(first, "annotation", &t->annotation) ? 0 : -EPROTO;
+	return rossum_ref_in(first, "annotation", &t->annotation) ? 0 : -EPROTO;
 }
 
 static int store(struct rossum *s, struct call *call, struct upload *u, struct ticket *t)
@@ -2315,16 +2323,17 @@ static int store(struct rossum *s, struct call *call, struct upload *u, struct t
 
 		/* "Try later" is said before a file is looked at; after any other silence it may still be on its way.
 		 */
-		attempt_note(s, t->nonce, is_in_doubt && call->fault.http_status == 503 ? 0 : patience_ms(s, SETTLE_MS),
+		attempt_note(s, t->nonce,
+			     is_in_doubt && call->fault.http_status == 503 ? 0 : rossum_patience_ms(s, SETTLE_MS),
 			     is_in_doubt);
 		return r;
 	}
-	attempt_note(s, t->nonce, patience_ms(s, SETTLE_MS), false);
+	attempt_note(s, t->nonce, rossum_patience_ms(s, SETTLE_MS), false);
 	t->sent_wall_ms = clock_wall_ms();
 	if (read_sent(reply.body, reply.body_bytes, t) < 0) {
 		attempt_note(s, t->nonce, 0, true);
 		log_warning("rossum: POST /uploads: the answer names no task");
-		fail(call, FAULT_AWAY, 0, "the answer names no task");
+		rossum_fail(call, FAULT_AWAY, 0, "the answer names no task");
 		call->fault.may_have_happened = true;
 		return -EPROTO;
 	}
@@ -2338,10 +2347,10 @@ static int rossum_upload_store(struct backend *b, struct call *call, struct uplo
 
 	if (ticket_read(u->ticket, &t) < 0)
 		return bad_ticket(call);
-	if (!is_digits(u->session_id))
-		return fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
+	if (!rossum_is_digits(u->session_id))
+		return rossum_fail(call, FAULT_GONE, -ENOENT, "this cannot be the id of a queue");
 	if (u->size_bytes > DOCUMENT_BYTES_MAX)
-		return fail(call, FAULT_TOO_LARGE, -EFBIG, "the service takes at most 40,000,000 bytes");
+		return rossum_fail(call, FAULT_TOO_LARGE, -EFBIG, "the service takes at most 40,000,000 bytes");
 	int r = store(s, call, u, &t);
 	if (r < 0)
 		return r;
@@ -2360,19 +2369,19 @@ static int lost_track(struct call *call, int error)
 {
 	if (call->fault.kind != FAULT_GONE)
 		return error;
-	return fail(call, FAULT_KEY, -EACCES, "the service has forgotten this upload");
+	return rossum_fail(call, FAULT_KEY, -EACCES, "the service has forgotten this upload");
 }
 
 /* A failed task: its words hold the number to quote to the vendor. */
 static int task_failed(struct call *call, const cJSON *task)
 {
-	const char *detail = text_of(task, "detail"), *code = text_of(task, "code");
+	const char *detail = rossum_text_of(task, "detail"), *code = rossum_text_of(task, "code");
 
 	call_forget_fault(call);
-	return fail(call, FAULT_INVALID, -EINVAL,
-		    detail ? detail
-		    : code ? code
-			   : "the service failed to take the file in");
+	return rossum_fail(call, FAULT_INVALID, -EINVAL,
+			   detail ? detail
+			   : code ? code
+				  : "the service failed to take the file in");
 }
 
 static int follow_task(struct rossum *s, struct call *call, struct ticket *t)
@@ -2383,24 +2392,26 @@ static int follow_task(struct rossum *s, struct call *call, struct ticket *t)
 
 	buf_addf(&path, "/tasks/%s?no_redirect=true", t->task.text);
 	const struct http_request q = { .method = "GET", .path = buf_text(&path) };
-	int r = q.path ? ask(s, call, &q, &reply) : call_no_memory(call);
-	if (r < 0 && reply.location && ref_text(reply.location, &t->upload)) {
+	int r = q.path ? rossum_ask(s, call, &q, &reply) : call_no_memory(call);
+	if (r < 0 && reply.location && rossum_ref_text(reply.location, &t->upload)) {
 		call_forget_fault(call);
 		return 0; /* sent on in spite of our asking: it has succeeded */
 	}
 	if (r < 0)
 		return lost_track(call, r);
 	if (json_parse(reply.body, reply.body_bytes, &task) < 0)
-		return unreadable(s, call, &q, "the answer is not JSON", -EPROTO);
-	if (has_status(task, "failed"))
+		return rossum_unreadable(s, call, &q, "the answer is not JSON", -EPROTO);
+	if (rossum_has_status(task, "failed"))
 		return task_failed(call, task);
-	if (!text_of(task, "status") && member(task, "annotations"))
-		return own_id(task, &t->upload) ? 0
-						: NOT_YET; /* the upload itself, from a server that ignores the flag */
-	if (!has_status(task, "succeeded"))
+	if (!rossum_text_of(task, "status") && rossum_member(task, "annotations"))
+		return rossum_own_id(task, &t->upload)
+			       ? 0
+			       : NOT_YET; /* the upload itself, from a server that ignores the flag */
+	if (!rossum_has_status(task, "succeeded"))
 		return NOT_YET;
-	if (!ref_in(member(task, "content"), "upload", &t->upload) && !ref_in(task, "result_url", &t->upload))
-		return unreadable(s, call, &q, "a task that succeeded names no upload", -EPROTO);
+	if (!rossum_ref_in(rossum_member(task, "content"), "upload", &t->upload) &&
+	    !rossum_ref_in(task, "result_url", &t->upload))
+		return rossum_unreadable(s, call, &q, "a task that succeeded names no upload", -EPROTO);
 	return 0;
 }
 
@@ -2418,26 +2429,26 @@ static int read_set_aside(struct call *call, const char *status)
 		return 0;
 	snprintf(words, sizeof(words), "the service set the file aside: %.100s", status);
 	call_forget_fault(call);
-	return fail(call, FAULT_INVALID, -EINVAL, words);
+	return rossum_fail(call, FAULT_INVALID, -EINVAL, words);
 }
 
 static int ask_set_aside(struct rossum *s, struct call *call, const cJSON *upload)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(json_release) cJSON *document = NULL;
-	const cJSON *documents = member(upload, "documents");
+	const cJSON *documents = rossum_member(upload, "documents");
 	struct json_id room;
-	const char *id = cJSON_IsArray(documents) ? ref_of(documents->child, &room) : NULL;
+	const char *id = cJSON_IsArray(documents) ? rossum_ref_of(documents->child, &room) : NULL;
 
 	if (!id)
 		return 0;
 	buf_addf(&path, "/documents/%s", id);
-	int r = get_json(s, call, buf_text(&path), &document);
+	int r = rossum_get_json(s, call, buf_text(&path), &document);
 	if (r < 0 && call->fault.kind == FAULT_GONE) {
 		call_forget_fault(call);
 		return 0;
 	}
-	return r < 0 ? r : read_set_aside(call, text_of(document, "attachment_status"));
+	return r < 0 ? r : read_set_aside(call, rossum_text_of(document, "attachment_status"));
 }
 
 /* The annotations an upload has become, as a list for a query; NOT_YET: none so far. */
@@ -2453,13 +2464,13 @@ static int follow_upload(struct rossum *s, struct call *call, const struct ticke
 		return 0;
 	}
 	buf_addf(&path, "/uploads/%s", t->upload.text);
-	int r = get_json(s, call, buf_text(&path), &upload);
+	int r = rossum_get_json(s, call, buf_text(&path), &upload);
 	if (r < 0)
 		return lost_track(call, r);
-	cJSON_ArrayForEach (item, member(upload, "annotations")) {
+	cJSON_ArrayForEach (item, rossum_member(upload, "annotations")) {
 		struct json_id room;
 
-		if (count < IDS_MAX && ref_of(item, &room))
+		if (count < IDS_MAX && rossum_ref_of(item, &room))
 			buf_addf(ret_ids, "%s%s", count++ ? "," : "", room.text);
 	}
 	if (count > 0)
@@ -2476,11 +2487,11 @@ static const cJSON *pick_annotation(const cJSON *results, const struct sideload 
 	int best_points = -1;
 
 	cJSON_ArrayForEach (item, results) {
-		const char *name = text_of(document_of(documents, item), "original_file_name");
+		const char *name = rossum_text_of(sideload_find(documents, item), "original_file_name");
 		struct mark mark;
 		int points = name && strcmp(name, u->name) == 0 ? 1 : 0;
 
-		if (read_mark(item, &mark) && mark.nonce && strcmp(mark.nonce, nonce) == 0)
+		if (rossum_read_mark(item, &mark) && mark.nonce && strcmp(mark.nonce, nonce) == 0)
 			points += 2;
 		if (points > best_points) {
 			best = item;
@@ -2496,9 +2507,9 @@ static int import_failed(struct rossum *s, struct call *call, const cJSON *annot
 	struct document_room room;
 
 	call_forget_fault(call);
-	if (read_document(s, annotation, NULL, &doc, &room) < 0 || !doc.error)
-		return fail(call, FAULT_INVALID, -EINVAL, "the import failed");
-	return fail(call, FAULT_INVALID, -EINVAL, doc.error);
+	if (rossum_read_document(s, annotation, NULL, &doc, &room) < 0 || !doc.error)
+		return rossum_fail(call, FAULT_INVALID, -EINVAL, "the import failed");
+	return rossum_fail(call, FAULT_INVALID, -EINVAL, doc.error);
 }
 
 /* Sets u->document once there is one. */
@@ -2509,20 +2520,20 @@ static int follow_annotations(struct rossum *s, struct call *call, struct upload
 	const cJSON *results = NULL, *best;
 	struct json_id room;
 	int64_t asked_ms = clock_now_ms();
-	int r = get_annotations(s, call, u->session_id, ids, &body, &results, &documents);
+	int r = rossum_get_annotations(s, call, u->session_id, ids, &body, &results, &documents);
 
 	if (r < 0)
 		return r;
 	best = pick_annotation(results, &documents, u, t->nonce);
-	if (!best || !own_id(best, &room))
+	if (!best || !rossum_own_id(best, &room))
 		return NOT_YET;
 	t->annotation = room;
 	link_note(s, room.text, NULL, t->upload.text[0] ? t->upload.text : NULL);
-	if (has_status(best, "created"))
+	if (rossum_has_status(best, "created"))
 		return NOT_YET;
-	if (has_status(best, "failed_import"))
+	if (rossum_has_status(best, "failed_import"))
 		return import_failed(s, call, best);
-	r = one_document(s, best, document_of(&documents, best), asked_ms, &u->document);
+	r = rossum_one_document(s, best, sideload_find(&documents, best), asked_ms, &u->document);
 	return r == -ENOMEM ? call_no_memory(call) : r;
 }
 
@@ -2552,34 +2563,35 @@ static bool is_stopped_by_hook(const struct rossum *s, const struct ticket *t)
 {
 	int64_t age_ms = clock_wall_ms() - t->taken_wall_ms;
 
-	return t->taken_wall_ms && (age_ms > patience_ms(s, NO_ANNOTATION_MS) || age_ms < -SKEW_MS);
+	return t->taken_wall_ms && (age_ms > rossum_patience_ms(s, NO_ANNOTATION_MS) || age_ms < -SKEW_MS);
 }
 
 static int still_waiting(struct call *call)
 {
 	call_forget_fault(call);
-	return fail(call, FAULT_AWAY, -ETIMEDOUT, "the service is still taking the file in");
+	return rossum_fail(call, FAULT_AWAY, -ETIMEDOUT, "the service is still taking the file in");
 }
 
 static int follow_to_the_end(struct rossum *s, struct call *call, struct upload *u, struct ticket *t)
 {
 	int64_t deadline_ms = call->deadline_ms ? call->deadline_ms : clock_now_ms() + ATTACH_MS;
-	int64_t pause_ms = patience_ms(s, POLL_FIRST_MS), age_ms = clock_wall_ms() - t->sent_wall_ms;
-	int64_t pause_ms_max = patience_ms(s, POLL_MS_MAX);
+	int64_t pause_ms = rossum_patience_ms(s, POLL_FIRST_MS), age_ms = clock_wall_ms() - t->sent_wall_ms;
+	int64_t pause_ms_max = rossum_patience_ms(s, POLL_MS_MAX);
 	int r = 0;
 
 	/* After a wait in line it may be there at once. */
 	if (age_ms >= 0 && age_ms < pause_ms)
-		r = nap(s, call, pause_ms - age_ms, deadline_ms);
+		r = rossum_nap(s, call, pause_ms - age_ms, deadline_ms);
 	while (r == 0) {
 		r = follow(s, call, u, t);
 		if (r != NOT_YET)
 			return r;
 		if (is_stopped_by_hook(s, t))
-			return fail(call, FAULT_INVALID, -EINVAL,
-				    "the service took the file and made no document of it; a hook may have stopped it");
+			return rossum_fail(
+				call, FAULT_INVALID, -EINVAL,
+				"the service took the file and made no document of it; a hook may have stopped it");
 		pause_ms = pause_ms * 3 / 2 < pause_ms_max ? pause_ms * 3 / 2 : pause_ms_max;
-		r = nap(s, call, pause_ms, deadline_ms);
+		r = rossum_nap(s, call, pause_ms, deadline_ms);
 	}
 	return r == -ETIMEDOUT ? still_waiting(call) : r;
 }
@@ -2634,12 +2646,12 @@ static int bytes_are_equal(struct rossum *s, struct call *call, const cJSON *ann
 	struct json_id room;
 	char sha256[65];
 
-	if (is_html(u->name, NULL))
+	if (rossum_is_html(u->name, NULL))
 		return 1; /* changed on the way in: name and time have to do */
-	if (fd < 0 || !ref_in(annotation, "document", &room))
+	if (fd < 0 || !rossum_ref_in(annotation, "document", &room))
 		return 0;
 	struct content c = { .fd = &fd };
-	int r = get_content(s, call, room.text, &c);
+	int r = rossum_get_content(s, call, room.text, &c);
 	if (r < 0 && call->fault.kind == FAULT_GONE) {
 		call_forget_fault(call);
 		return 0;
@@ -2659,7 +2671,7 @@ struct search {
 
 static bool is_old(const struct search *look, const cJSON *annotation)
 {
-	int64_t created_ms = time_of(annotation, "created_at");
+	int64_t created_ms = rossum_time_of(annotation, "created_at");
 
 	return look->u->ticket_wall_ms > 0 && created_ms >= 0 && created_ms < look->u->ticket_wall_ms - SKEW_MS;
 }
@@ -2669,22 +2681,22 @@ static int is_ours(struct rossum *s, struct call *call, const struct search *loo
 		   const cJSON *document)
 {
 	const struct upload *u = look->u;
-	const char *name = text_of(document, "original_file_name");
+	const char *name = rossum_text_of(document, "original_file_name");
 	struct json_id room;
 	struct mark mark;
-	const char *id = own_id(annotation, &room);
+	const char *id = rossum_own_id(annotation, &room);
 
 	if (!id)
 		return 0;
-	if (read_mark(annotation, &mark)) {
+	if (rossum_read_mark(annotation, &mark)) {
 		if (look->t.nonce[0] && mark.nonce)
 			return strcmp(mark.nonce, look->t.nonce) == 0;
-		return !is_hidden(annotation) && !is_listed(look->not_ids, look->not_count, id) &&
+		return !rossum_is_hidden(annotation) && !is_listed(look->not_ids, look->not_count, id) &&
 		       mark.size_bytes == u->size_bytes && strcasecmp(mark.sha256, u->sha256) == 0;
 	}
 	/* The raw form carries no metadata. */
 	if (!s->is_raw || !name || strcmp(name, u->name) != 0 || is_old(look, annotation) ||
-	    has_status(annotation, "deleted") || has_status(annotation, "purged") ||
+	    rossum_has_status(annotation, "deleted") || rossum_has_status(annotation, "purged") ||
 	    is_listed(look->not_ids, look->not_count, id))
 		return 0;
 	return bytes_are_equal(s, call, annotation, u);
@@ -2693,11 +2705,12 @@ static int is_ours(struct rossum *s, struct call *call, const struct search *loo
 static int take_found(struct rossum *s, struct call *call, struct upload *u, const cJSON *annotation,
 		      const cJSON *document, int64_t asked_ms)
 {
-	if (has_status(annotation, "created"))
+	if (rossum_has_status(annotation, "created"))
 		return NOT_YET;
-	int r = one_document(s, annotation, document, asked_ms, &u->document);
+	int r = rossum_one_document(s, annotation, document, asked_ms, &u->document);
 	if (r < 0)
-		return r == -ENOMEM ? call_no_memory(call) : fail(call, FAULT_AWAY, r, "the document cannot be read");
+		return r == -ENOMEM ? call_no_memory(call)
+				    : rossum_fail(call, FAULT_AWAY, r, "the document cannot be read");
 	u->step = UPLOAD_ATTACHED;
 	return 0;
 }
@@ -2710,7 +2723,7 @@ static int search_once(struct rossum *s, struct call *call, const struct search 
 	bool has_young = true;
 	int r = 1;
 
-	annotations_path(&pages.path, look->u->session_id, "&ordering=-created_at");
+	rossum_annotations_path(&pages.path, look->u->session_id, "&ordering=-created_at");
 	while (has_young) {
 		CLEANUP(json_release) cJSON *body = NULL;
 		CLEANUP(sideload_release) struct sideload documents = { 0 };
@@ -2719,11 +2732,11 @@ static int search_once(struct rossum *s, struct call *call, const struct search 
 		r = pages_next(s, call, &pages, &body, &results);
 		if (r <= 0)
 			break;
-		if (read_sideload(body, &documents) < 0)
+		if (sideload_read(body, &documents) < 0)
 			return call_no_memory(call);
 		has_young = results->child == NULL;
 		cJSON_ArrayForEach (item, results) {
-			const cJSON *document = document_of(&documents, item);
+			const cJSON *document = sideload_find(&documents, item);
 
 			has_young = has_young || !is_old(look, item);
 			r = is_ours(s, call, look, item, document);
@@ -2745,7 +2758,7 @@ static int64_t settles_ms(struct rossum *s, const struct search *look)
 		return 0;
 	if (attempt_look(s, look->t.nonce, &a))
 		return a.settles_ms;
-	return s->began_ms + patience_ms(s, SETTLE_MS); /* sent by an earlier process, no later than we began */
+	return s->began_ms + rossum_patience_ms(s, SETTLE_MS); /* sent by an earlier process, no later than we began */
 }
 
 static int rossum_upload_find(struct backend *b, struct call *call, struct upload *u, const char *const *not_ids,
@@ -2755,7 +2768,7 @@ static int rossum_upload_find(struct backend *b, struct call *call, struct uploa
 	struct search look = { .u = u, .not_ids = not_ids, .not_count = not_count };
 	int r;
 
-	if (!is_digits(u->session_id))
+	if (!rossum_is_digits(u->session_id))
 		return -ENOENT;
 	(void)ticket_read(u->ticket, &look.t); /* without one, bytes and name have to do */
 	int64_t until_ms = settles_ms(s, &look);
@@ -2763,14 +2776,14 @@ static int rossum_upload_find(struct backend *b, struct call *call, struct uploa
 		r = search_once(s, call, &look);
 		if ((r != -ENOENT && r != NOT_YET) || clock_now_ms() >= until_ms)
 			break;
-		r = nap(s, call, patience_ms(s, SETTLE_LOOK_MS), call->deadline_ms);
+		r = rossum_nap(s, call, rossum_patience_ms(s, SETTLE_LOOK_MS), call->deadline_ms);
 		if (r == -ETIMEDOUT)
 			return still_waiting(call);
 		if (r < 0)
 			return r;
 	}
 	if (r == NOT_YET)
-		return fail(call, FAULT_AWAY, -EIO, "its import has not begun");
+		return rossum_fail(call, FAULT_AWAY, -EIO, "its import has not begun");
 	if (r == -ENOENT && call->fault.kind != FAULT_GONE)
 		call_forget_fault(call);
 	return r;
@@ -2782,7 +2795,7 @@ static int rossum_check(struct backend *b, struct call *call)
 {
 	struct rossum *s = rossum_from(b);
 	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
-	int r = ask(s, call, &user_request, &reply);
+	int r = rossum_ask(s, call, &rossum_user_request, &reply);
 	enum fault_kind kind = call->fault.kind;
 
 	if (r < 0 && kind != FAULT_GONE && kind != FAULT_INVALID && kind != FAULT_CONFLICT)
@@ -2796,11 +2809,12 @@ static int rossum_describe(struct backend *b, struct call *call, struct buf *ret
 	struct rossum *s = rossum_from(b);
 	CLEANUP(json_release) cJSON *user = NULL;
 	CLEANUP(session_list_release) struct session_list queues = { 0 };
-	int closed = 0, r = ask_json(s, call, &user_request, &user);
+	int closed = 0, r = rossum_ask_json(s, call, &rossum_user_request, &user);
 
 	if (r < 0)
 		return r;
-	buf_addf(ret, "account: accepted, for %s\n", text_of(user, "username") ? text_of(user, "username") : "?");
+	buf_addf(ret, "account: accepted, for %s\n",
+		 rossum_text_of(user, "username") ? rossum_text_of(user, "username") : "?");
 	r = rossum_list_sessions(b, call, &queues);
 	if (r < 0 && call->fault.kind != FAULT_FORBIDDEN)
 		return r;
@@ -3096,8 +3110,8 @@ static int open_http(struct rossum *s, const struct backend_config *config, stru
 					   .cafile = config->cafile,
 					   .proxy = config->proxy,
 					   .limit = s->limit,
-					   .read_token = read_token,
-					   .read_words = read_words,
+					   .read_token = login_read_token,
+					   .read_words = rossum_read_words,
 					   .arg = s };
 	return http_open(&http, why, &s->http);
 }

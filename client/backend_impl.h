@@ -1,7 +1,8 @@
 /* For authors of a backend: what to provide, and the helpers all of them share.
  *
  * A backend is one file, client/NAME.c, that ends in a `const struct backend_ops NAME_backend`, and its name in two
- * lists: the sources in client/meson.build and the table in client/backend.c. */
+ * lists: the sources in client/meson.build and the table in client/backend.c. One that has grown has others beside it,
+ * client/NAME_*.c, and a header for these alone. */
 #pragma once
 
 #include "client/backend.h"

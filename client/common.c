@@ -1,4 +1,4 @@
-/* What raydocs.c and rossum.c would otherwise both have; see common.h. */
+/* What Raydocs and Rossum would otherwise both have; see common.h. */
 #include "client/common.h"
 
 #include <errno.h>

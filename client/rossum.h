@@ -1,4 +1,4 @@
-/* For tests of rossum.c alone; callers know it by backend.h. */
+/* For tests of Rossum alone; callers know it by backend.h. */
 #pragma once
 
 #include "client/backend.h"

@@ -1,4 +1,4 @@
-/* client/rossum.c against the sandbox, whose switches are the places where the service's public sources disagree.
+/* client/rossum*.c against the sandbox, whose switches are the places where the service's public sources disagree.
  *
  * The service's own page on uploads, and what holds each of its sentences: a test here, in sandbox/test_rossum_sandbox.c (s:)
  * or in mount/test_rossum.py (m:).

@@ -69,7 +69,7 @@ int uploads_new(const struct uploads_config *config, struct uploads **ret)
 	u->lines_pool = pool_new("upload-line", LINES_MAX);
 	u->clock = pool_new("upload-clock", 1);
 	if (!u->config.spool_dir || !u->config.account || !u->workers || !u->lines_pool || !u->clock ||
-	    pool_run(u->clock, clock_run, u) < 0)
+	    pool_run(u->clock, ticks_run, u) < 0)
 		return -ENOMEM;
 	*ret = u;
 	u = NULL;
@@ -126,7 +126,7 @@ static void wait_for_work(struct uploads *u, int64_t ms, int64_t still_ms)
 			left_ms = patience_ms;
 		if (left_ms <= 0)
 			return;
-		wait_for_change(u, left_ms < PATROL_MS ? left_ms : PATROL_MS);
+		changed_wait(u, left_ms < PATROL_MS ? left_ms : PATROL_MS);
 	}
 }
 
@@ -144,7 +144,7 @@ int uploads_drain(struct uploads *u, int64_t drain_ms)
 {
 	pthread_mutex_lock(&u->lock);
 	u->is_draining = true;
-	wait_for_work(u, drain_ms, paced(u, DRAIN_STILL_MS));
+	wait_for_work(u, drain_ms, pause_here(u, DRAIN_STILL_MS));
 	u->is_drained = true; /* lines begin nothing more either */
 	cancel_calls(u);
 	wait_for_work(u, DRAIN_END_MS, DRAIN_END_MS);
@@ -220,7 +220,7 @@ static bool is_replaceable(const struct job *j)
 {
 	if (j->place == PLACE_ENDING)
 		return true; /* its last event is being told, or was */
-	return !may_have_happened(j->uploads, j) && !j->cancel_asked && j->place != PLACE_WORKER &&
+	return !job_may_have_happened(j->uploads, j) && !j->cancel_asked && j->place != PLACE_WORKER &&
 	       j->place != PLACE_CALL;
 }
 
@@ -237,7 +237,7 @@ static void job_begin(struct uploads *u, struct job *j, bool somebody_waits, int
 	somebody_waits = j->somebody_waits; /* somebody may have joined while the row was written */
 	/* Known to be away: one attempt for who waits. A new file may prompt a probe, but not each one. */
 	j->is_free_to_go = somebody_waits && u->is_away && !u->account_is_held;
-	if (is_blocked(u) && now_ms - u->probe_last_ms >= paced(u, PROBE_AGAIN_MS))
+	if (turns_are_blocked(u) && now_ms - u->probe_last_ms >= pause_here(u, PROBE_AGAIN_MS))
 		u->probe_at_ms = u->account_probe_ms = now_ms;
 	if (j->item.fault == FAULT_GONE && !somebody_waits && !j->line->is_gone) {
 		j->line->is_gone = true; /* as it was before the restart; one asks for all */
@@ -256,7 +256,7 @@ static void job_begin(struct uploads *u, struct job *j, bool somebody_waits, int
 		job_ready(u, j);
 	}
 	if (u->account_is_held && somebody_waits)
-		dispatch(u); /* the credentials may be new: one asks */
+		turns_dispatch(u); /* the credentials may be new: one asks */
 	if (somebody_waits)
 		tick_now(u);
 }
@@ -331,7 +331,7 @@ static int submit(struct uploads *u, struct job *j, const struct queue_item *ite
 		job_place(j, PLACE_FAILED, &u->failed);
 	else
 		job_begin(u, j, somebody_waits, not_before_ms);
-	dispatch(u);
+	turns_dispatch(u);
 	if (u->is_drained)
 		tick_now(u);
 	return 0;
@@ -378,7 +378,7 @@ int uploads_join(struct uploads *u, uint64_t ino)
 		j->is_free_to_go = true;
 	if (j->place == PLACE_READY || (j->place == PLACE_PAUSED && !j->is_settling))
 		job_ready(u, j); /* somebody waits: a long pause ends */
-	dispatch(u);
+	turns_dispatch(u);
 	tick_now(u);
 	return 0;
 }
@@ -392,7 +392,7 @@ static int cancel_later(struct uploads *u, struct job *j, bool keep)
 		atomic_store(&j->watch->cancelled, true); /* a store with effect: the bytes need not all go */
 	if (j->place == PLACE_PAUSED || j->place == PLACE_HELD)
 		job_ready(u, j);
-	dispatch(u);
+	turns_dispatch(u);
 	return -EINPROGRESS;
 }
 
@@ -413,7 +413,7 @@ int uploads_cancel(struct uploads *u, uint64_t ino, bool keep)
 		r = -ENOENT;
 	} else if (j->place == PLACE_ENDING && j->item.kind != FILE_FAILED) {
 		r = -EINPROGRESS;
-	} else if (may_have_happened(u, j) && j->item.kind != FILE_FAILED && !job_is_foreign(u, j)) {
+	} else if (job_may_have_happened(u, j) && j->item.kind != FILE_FAILED && !job_is_foreign(u, j)) {
 		r = cancel_later(u, j, keep);
 	} else {
 		bool was_failed = j->item.kind == FILE_FAILED;
@@ -436,7 +436,7 @@ int uploads_cancel(struct uploads *u, uint64_t ino, bool keep)
 				job_ready(u, j);
 		}
 		job_unref(j);
-		dispatch(u);
+		turns_dispatch(u);
 	}
 	pthread_mutex_unlock(&u->lock);
 	return r;
@@ -460,7 +460,7 @@ static bool can_be_renamed(const struct uploads *u, const struct job *j)
 {
 	if (j->item.kind == FILE_FAILED)
 		return true;
-	return !may_have_happened(u, j) && !j->cancel_asked && j->place != PLACE_CALL && j->place != PLACE_ENDING;
+	return !job_may_have_happened(u, j) && !j->cancel_asked && j->place != PLACE_CALL && j->place != PLACE_ENDING;
 }
 
 /* Three texts that change places with the item's. */
@@ -487,7 +487,7 @@ static void text_swap(char **a, char **b)
 static int job_rename(struct uploads *u, struct job *j, struct new_name *n)
 {
 	bool is_other_session = strcmp(j->item.session_id, n->session_id) != 0;
-	bool is_other_type = strcasecmp(suffix_of(j->item.name), suffix_of(n->name)) != 0;
+	bool is_other_type = strcasecmp(upload_suffix(j->item.name), upload_suffix(n->name)) != 0;
 	bool moves =
 		j->place == PLACE_READY || j->place == PLACE_GATHERED || (j->place == PLACE_HELD && is_other_session);
 
@@ -542,7 +542,7 @@ int uploads_rename(struct uploads *u, uint64_t ino, const char *session_id, cons
 	else if (r < 0)
 		r = 0; /* its last step is on its way, under the new name */
 	job_unref(j);
-	dispatch(u);
+	turns_dispatch(u);
 	return r;
 }
 
@@ -564,7 +564,7 @@ static enum document_state job_state(const struct uploads *u, const struct job *
 	case PLACE_PAUSED:
 		break;
 	}
-	return j->item.error || (is_blocked(u) && !j->is_settling) ? STATE_WAITING : STATE_QUEUED;
+	return j->item.error || (turns_are_blocked(u) && !j->is_settling) ? STATE_WAITING : STATE_QUEUED;
 }
 
 int uploads_view(struct uploads *u, uint64_t ino, struct upload_view *ret)
@@ -646,8 +646,8 @@ static void retry_all(struct uploads *u)
 	gate_open(u);
 	for (size_t at = 0; (l = index_next(&u->lines, &at));)
 		line_release(u, l);
-	list_ready(u, &u->paused);
-	list_ready(u, &u->ready_lines);
+	jobs_ready(u, &u->paused);
+	jobs_ready(u, &u->ready_lines);
 	while (!TAILQ_EMPTY(&u->failed))
 		job_begin_anew(u, TAILQ_FIRST(&u->failed));
 }
@@ -668,7 +668,7 @@ int uploads_retry(struct uploads *u, uint64_t ino)
 		else if (j->place == PLACE_PAUSED || j->place == PLACE_READY || j->place == PLACE_HELD)
 			job_ready(u, j);
 	}
-	dispatch(u);
+	turns_dispatch(u);
 	return 0;
 }
 
@@ -677,10 +677,10 @@ void uploads_service_answered(struct uploads *u)
 	SCOPED_LOCK(&u->lock);
 
 	u->is_away = false;
-	if (!is_blocked(u) || u->probe)
+	if (!turns_are_blocked(u) || u->probe)
 		return;
 	/* It answered a question, which proves neither the storage nor our right to upload: one file goes ahead at
 	 * once, and takes the others along when it succeeds. */
 	u->probe_at_ms = u->account_probe_ms = clock_now_ms();
-	dispatch(u);
+	turns_dispatch(u);
 }

@@ -15,7 +15,7 @@ enum {
 	AHEAD_WAIT_MS = 2000,
 };
 
-const char *suffix_of(const char *name)
+const char *upload_suffix(const char *name)
 {
 	const char *dot = strrchr(name, '.');
 
@@ -96,7 +96,7 @@ static void ahead_ask(void *arg)
 	u->transfers--;
 	u->busy--;
 	pthread_cond_broadcast(&u->changed);
-	dispatch(u);
+	turns_dispatch(u);
 	pthread_mutex_unlock(&u->lock);
 }
 
@@ -105,7 +105,7 @@ void uploads_sign_ahead(struct uploads *u, uint64_t ino, const char *session_id,
 	SCOPED_LOCK(&u->lock);
 	const struct line *l = index_find(&u->lines, index_hash_text(session_id), line_is, session_id);
 	/* A failing service, or one that has enough to do, is not asked for what may not be needed. */
-	if (is_blocked(u) || u->failures > 0 || u->is_draining || u->is_stopping || (l && l->is_gone) ||
+	if (turns_are_blocked(u) || u->failures > 0 || u->is_draining || u->is_stopping || (l && l->is_gone) ||
 	    u->transfers + 1 >= u->config.transfers_max || job_find(u, ino) || ahead_find(u, ino))
 		return;
 	struct ahead **at = ahead_room(u), *a = at ? calloc(1, sizeof(*a)) : NULL;
@@ -130,12 +130,12 @@ bool ahead_take(struct uploads *u, struct job *j)
 
 	while ((at = ahead_find(u, j->item.ino)) && (*at)->is_asking && !u->is_drained &&
 	       !atomic_load(&(*at)->transfer.waits_for_place) && clock_now_ms() < until_ms) {
-		wait_for_change(u, 20); /* it may get into the limiter's line yet, and nobody says so */
+		changed_wait(u, 20); /* it may get into the limiter's line yet, and nobody says so */
 	}
 	const struct ahead *a = at ? *at : NULL;
 	bool will_do = a && !a->is_asking && worker_has(j) && !j->restarts && j->item.step == UPLOAD_SPOOLED &&
 		       strcmp(a->session_id, j->item.session_id) == 0 &&
-		       strcasecmp(suffix_of(a->name), suffix_of(j->item.name)) == 0;
+		       strcasecmp(upload_suffix(a->name), upload_suffix(j->item.name)) == 0;
 	if (will_do) {
 		struct queue_item link = { .step = UPLOAD_SIGNED, .ticket_wall_ms = a->ticket_wall_ms };
 		will_do = !ticket_was_old(u, &link, 0);

@@ -14,7 +14,7 @@ enum {
 	AWAY_PATIENCE_MS = 2000, /* one attempt while the service is known to be away */
 };
 
-int64_t paced(const struct uploads *u, int64_t ms)
+int64_t pause_here(const struct uploads *u, int64_t ms)
 {
 	return u->config.haste > 1 ? ms / u->config.haste : ms;
 }
@@ -31,7 +31,7 @@ static struct timespec in_ms(int64_t ms)
 	return until;
 }
 
-void wait_for_change(struct uploads *u, int64_t ms)
+void changed_wait(struct uploads *u, int64_t ms)
 {
 	struct timespec until = in_ms(ms);
 
@@ -51,7 +51,7 @@ static void patrol_progress(struct uploads *u, struct job_list *list, int64_t no
 			moved_ms = now_ms;
 		else if (atomic_load(&j->watch->done_bytes) > 0)
 			moved_ms = atomic_load(&j->watch->moved_ms);
-		if (moved_ms > j->progress_ms && !goes_in_circles(j))
+		if (moved_ms > j->progress_ms && !job_goes_in_circles(j))
 			j->progress_ms = moved_ms;
 		if (moved_ms > u->moving_ms)
 			u->moving_ms = moved_ms;
@@ -241,7 +241,7 @@ static void tick(struct uploads *u)
 	patrol_progress(u, &u->calling, now_ms);
 	while (!u->is_stopping && tell_one_waiting(u, clock_now_ms()))
 		;
-	dispatch(u);
+	turns_dispatch(u);
 	now_ms = clock_now_ms();
 	int64_t next_ms = tick_next(u, now_ms);
 	if (next_ms != INT64_MAX)
@@ -250,7 +250,7 @@ static void tick(struct uploads *u)
 
 /* One job of its pool from the beginning to the end: a tick that needed memory could fail to come, and then nobody would
  * tell those who wait. */
-void clock_run(void *arg)
+void ticks_run(void *arg)
 {
 	struct uploads *u = arg;
 

@@ -189,16 +189,16 @@ bool ticket_was_old(const struct uploads *u, const struct queue_item *item, int6
 /* Back to SPOOLED, or to a look, with one that is too old to be tried. */
 void ticket_check(const struct uploads *u, struct job *j);
 /* May a document come, or have come, of what was sent already? */
-bool may_have_happened(const struct uploads *u, const struct job *j);
+bool job_may_have_happened(const struct uploads *u, const struct job *j);
 /* May a ticket that is refused have made its document before that? */
-bool may_be_used_up(const struct uploads *u, const struct job *j);
+bool job_may_be_used_up(const struct uploads *u, const struct job *j);
 /* The last step fails each time and uses the key up: all is sent again and again, which is no progress. */
-bool goes_in_circles(const struct job *j);
+bool job_goes_in_circles(const struct job *j);
 /* The next thing is a look, after a crash too. */
 void item_unsure(struct job *j);
 void item_back_to_spooled(struct job *j);
-/* Is this one of the words? NULL has none. */
-bool has_word(const char *words, const char *word);
+/* Is the document in this list of prior_ids? NULL: in none. */
+bool prior_has(const char *prior_ids, const char *document_id);
 
 /* Nobody writes the row any more. Gives the lock up meanwhile. */
 void row_wait(struct uploads *u, const struct job *j);
@@ -212,7 +212,7 @@ int row_write(struct uploads *u, struct job *j);
 int row_end(struct uploads *u, const struct job *j, bool keep);
 
 /* Gives the lock up meanwhile. Attributes and caches alone depend on it, so without memory it is left out. */
-void tell_moved(struct uploads *u, struct job *j);
+void job_tell_moved(struct uploads *u, struct job *j);
 
 /* A file from before a restart may come when an equal one is done again already. */
 int claims_apply(const struct uploads *u, struct job *j);
@@ -235,7 +235,7 @@ struct moment {
 };
 struct moment moment_now(struct uploads *u);
 
-bool is_blocked(const struct uploads *u); /* the gate is closed, or the account held */
+bool turns_are_blocked(const struct uploads *u); /* the gate is closed, or the account held */
 /* The service failed at a step. */
 void service_failed(struct uploads *u, enum upload_step step, int64_t retry_after_ms);
 /* The service answered at a step, be it with a refusal. */
@@ -251,12 +251,12 @@ void line_release(struct uploads *u, struct line *l);
 
 /* The job can go on: puts it where its next step begins. */
 void job_ready(struct uploads *u, struct job *j);
-void list_ready(struct uploads *u, struct job_list *list); /* all that are in it, but those that settle */
+void jobs_ready(struct uploads *u, struct job_list *list); /* all that are in it, but those that settle */
 void job_pause(struct uploads *u, struct job *j, int64_t now_ms, int64_t pause_ms);
 /* A pause as it is here: short while somebody waits, and never shorter than the service asked for. */
 int64_t pause_for(const struct uploads *u, int64_t pause_ms, int64_t retry_after_ms, bool somebody_waits);
 /* Begins what can begin. */
-void dispatch(struct uploads *u);
+void turns_dispatch(struct uploads *u);
 
 /* ---- upload_step.c: one step ------------------------------------------------------------------------------- */
 
@@ -272,14 +272,14 @@ void errand_release(struct errand *e);
 void ticket_take(struct job *j, struct errand *e);
 
 /* Before a call for this job alone: fills call and transfer. Its end sets watch to NULL. */
-void call_begin(struct job *j, struct call *call, struct transfer *transfer, enum urgency urgency);
+void job_call_begin(struct job *j, struct call *call, struct transfer *transfer, enum urgency urgency);
 /* The same for each job of a call that several share. */
-void progress_begin(struct job *j, struct transfer *watch);
+void job_progress_begin(struct job *j, struct transfer *watch);
 
 /* What was tried. */
 enum trial { TRIAL_SIGN, TRIAL_STORE, TRIAL_ATTACH, TRIAL_SHORTCUT, TRIAL_LOOK };
 /* A call failed: what that says about the service, once however many files were in it. */
-void call_failed(struct uploads *u, enum trial trial, const struct fault *f);
+void trial_failed(struct uploads *u, enum trial trial, const struct fault *f);
 /* A call for the job failed; it is nobody's but the caller's until this has put it somewhere. Gives the lock up. */
 void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct fault *f, int error,
 		struct moment when);
@@ -291,7 +291,7 @@ void job_advance(struct uploads *u, struct job *j, enum upload_step from, enum u
 
 /* ---- upload_work.c: the workers ---------------------------------------------------------------------------- */
 
-void work(void *arg); /* a pool's job; arg: a struct job, counted in refs and workers. Takes the lock itself */
+void work_run(void *arg); /* a pool's job; arg: a struct job, counted in refs and workers. Takes the lock itself */
 bool worker_has(const struct job *j);
 /* One worker or line less has it in hand. */
 void worker_let_go(struct uploads *u, struct job *j);
@@ -305,7 +305,7 @@ bool ahead_take(struct uploads *u, struct job *j);
 /* Nobody uses it: freed now, or by the worker that asks. at: NULL, or from ahead_find(). */
 void ahead_drop(struct ahead **at);
 void ahead_free(struct ahead *a);
-const char *suffix_of(const char *name); /* ".pdf", or "" */
+const char *upload_suffix(const char *name); /* ".pdf", or "" */
 
 /* ---- upload_line.c: what is asked of a session ------------------------------------------------------------- */
 
@@ -319,13 +319,13 @@ void line_start(struct uploads *u, struct line *l);
 
 /* ---- upload_clock.c: pauses and patience ------------------------------------------------------------------- */
 
-void clock_run(void *arg); /* the one job of u->clock; takes the lock itself */
+void ticks_run(void *arg); /* the one job of u->clock; takes the lock itself */
 /* A tick no later than that. */
 void tick_at(struct uploads *u, int64_t at_ms);
 void tick_now(struct uploads *u);
 /* Something happened that somebody waiting may have to be told. */
 void tick_for_waiting(struct uploads *u);
 /* Until u->changed is signaled, or the time is up. Gives the lock up meanwhile. */
-void wait_for_change(struct uploads *u, int64_t ms);
+void changed_wait(struct uploads *u, int64_t ms);
 /* How long a pause is here. */
-int64_t paced(const struct uploads *u, int64_t ms);
+int64_t pause_here(const struct uploads *u, int64_t ms);

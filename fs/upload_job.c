@@ -91,12 +91,12 @@ bool ticket_was_old(const struct uploads *u, const struct queue_item *item, int6
 	return age > life || age < -DAY_MS; /* a clock that jumped back says nothing */
 }
 
-bool may_have_happened(const struct uploads *u, const struct job *j)
+bool job_may_have_happened(const struct uploads *u, const struct job *j)
 {
 	return j->is_sent || j->is_unsure || (u->caps->store_has_effect && j->item.step == UPLOAD_STORED);
 }
 
-bool may_be_used_up(const struct uploads *u, const struct job *j)
+bool job_may_be_used_up(const struct uploads *u, const struct job *j)
 {
 	return j->was_put_off || (u->caps->store_has_effect && j->item.step == UPLOAD_STORED);
 }
@@ -107,7 +107,7 @@ void item_unsure(struct job *j)
 	j->version++;
 }
 
-bool goes_in_circles(const struct job *j)
+bool job_goes_in_circles(const struct job *j)
 {
 	return j->vain_looks > 1;
 }
@@ -140,7 +140,7 @@ void ticket_check(const struct uploads *u, struct job *j)
 	if (j->is_unsure || (j->item.step != UPLOAD_SIGNED && j->item.step != UPLOAD_STORED) ||
 	    !ticket_was_old(u, &j->item, 0))
 		return;
-	if (may_be_used_up(u, j)) {
+	if (job_may_be_used_up(u, j)) {
 		item_unsure(j); /* it made the document already, perhaps */
 		j->signs_again = true;
 	} else {
@@ -205,7 +205,7 @@ int row_end(struct uploads *u, const struct job *j, bool keep)
 
 /* ---- events ------------------------------------------------------------------------------------------------ */
 
-void tell_moved(struct uploads *u, struct job *j)
+void job_tell_moved(struct uploads *u, struct job *j)
 {
 	CLEANUP(queue_item_release) struct queue_item copy = { 0 };
 
@@ -236,13 +236,13 @@ static void tell_end(struct uploads *u, struct job *j, enum upload_event event, 
 
 /* ---- ends -------------------------------------------------------------------------------------------------- */
 
-bool has_word(const char *words, const char *word)
+bool prior_has(const char *prior_ids, const char *document_id)
 {
-	size_t len = strlen(word);
+	size_t len = strlen(document_id);
 
-	for (const char *at = words; at && *at;) {
+	for (const char *at = prior_ids; at && *at;) {
 		size_t n = strcspn(at, " ");
-		if (n == len && strncmp(at, word, len) == 0)
+		if (n == len && strncmp(at, document_id, len) == 0)
 			return true;
 		at += n;
 		at += strspn(at, " ");
@@ -257,7 +257,7 @@ static struct job *sibling_to_tell(struct uploads *u, const struct job *j, const
 
 	for (size_t at = 0; (other = index_next(&u->jobs, &at));) {
 		if (other != j && other->line == j->line && other->place != PLACE_ENDING && other->item.prior_ids &&
-		    strcmp(other->item.sha256, j->item.sha256) == 0 && !has_word(other->item.prior_ids, document_id))
+		    strcmp(other->item.sha256, j->item.sha256) == 0 && !prior_has(other->item.prior_ids, document_id))
 			return other;
 	}
 	return NULL;
@@ -295,7 +295,7 @@ int claims_apply(const struct uploads *u, struct job *j)
 	for (int i = 0; j->item.prior_ids && i < CLAIMS_MAX; i++) {
 		const struct claim *c = &u->claims[i];
 		if (c->session_id && c->document_id && strcmp(c->session_id, j->item.session_id) == 0 &&
-		    strcmp(c->sha256, j->item.sha256) == 0 && !has_word(j->item.prior_ids, c->document_id) &&
+		    strcmp(c->sha256, j->item.sha256) == 0 && !prior_has(j->item.prior_ids, c->document_id) &&
 		    prior_add(j, c->document_id) < 0)
 			return -ENOMEM;
 	}
@@ -351,7 +351,7 @@ void job_remove_row(struct uploads *u, struct job *j)
 		job_drop(u, j);
 		return;
 	}
-	j->due_ms = clock_now_ms() + paced(u, REMOVE_AGAIN_MS);
+	j->due_ms = clock_now_ms() + pause_here(u, REMOVE_AGAIN_MS);
 	job_place(j, PLACE_ENDING, &u->ending);
 	tick_at(u, j->due_ms);
 }
@@ -390,7 +390,7 @@ void job_end_canceled(struct uploads *u, struct job *j)
 	row_let_go(u, j);
 	if (r < 0) {
 		j->is_unsure = true; /* one look more, later, and then once again */
-		j->due_ms = clock_now_ms() + paced(u, PAUSE_LOCAL_MS);
+		j->due_ms = clock_now_ms() + pause_here(u, PAUSE_LOCAL_MS);
 		job_place(j, PLACE_PAUSED, &u->paused);
 		tick_at(u, j->due_ms);
 		return;

@@ -154,7 +154,7 @@ static void batch_call_begin(struct batch *b, bool has_effect)
 	b->call.fault.retry_after_ms = -1;
 	for (int i = 0; i < b->count; i++) {
 		struct job *j = b->jobs[i];
-		progress_begin(j, &b->transfer);
+		job_progress_begin(j, &b->transfer);
 		j->is_sent = has_effect;
 		if (j->somebody_waits)
 			b->call.urgency = URGENCY_PERSON;
@@ -174,7 +174,7 @@ static void batch_split(struct uploads *u, struct batch *b)
 		struct job *j = b->jobs[i];
 		j->batch_max = b->count / 2;
 		j->is_sent = false;
-		if (j->cancel_asked && !may_have_happened(u, j))
+		if (j->cancel_asked && !job_may_have_happened(u, j))
 			job_end_canceled(u, j);
 		else
 			job_ready(u, j);
@@ -206,7 +206,7 @@ static void attach_end_one(struct uploads *u, struct batch *b, int i, int r, str
 	} else if (e->up.error < 0 && is_innocent(e) && b->count > 1) {
 		/* Something in its request was refused, but not this one: again, without the guilty. */
 		j->is_sent = false;
-		if (j->cancel_asked && !may_have_happened(u, j))
+		if (j->cancel_asked && !job_may_have_happened(u, j))
 			job_end_canceled(u, j);
 		else
 			job_ready(u, j);
@@ -237,7 +237,7 @@ static void line_attach(struct uploads *u, struct line *l, struct batch *b)
 	pthread_mutex_lock(&u->lock);
 	batch_call_end(b);
 	if (r < 0)
-		call_failed(u, TRIAL_ATTACH, &b->call.fault);
+		trial_failed(u, TRIAL_ATTACH, &b->call.fault);
 	else
 		service_answered(u, UPLOAD_STORED, true);
 	for (int i = 0; i < b->count; i++)
@@ -328,7 +328,7 @@ static void line_shortcuts(struct uploads *u, struct line *l, struct batch *b)
 		pthread_mutex_lock(&u->lock);
 		batch_call_end(b);
 		if (r < 0)
-			call_failed(u, TRIAL_SHORTCUT, &b->call.fault);
+			trial_failed(u, TRIAL_SHORTCUT, &b->call.fault);
 		else
 			service_answered(u, UPLOAD_STORED, true);
 	}
@@ -416,7 +416,7 @@ static void look_for_one(struct uploads *u, struct batch *b, int i)
 		job_failed_here(u, j, n, "no memory");
 		return;
 	}
-	call_begin(j, &b->call, &b->transfer, URGENCY_FINISH);
+	job_call_begin(j, &b->call, &b->transfer, URGENCY_FINISH);
 	pthread_mutex_unlock(&u->lock);
 	int r = backend_upload_find(u->config.backend, &b->call, &e->up, ids, n);
 	pthread_mutex_lock(&u->lock);
@@ -426,7 +426,7 @@ static void look_for_one(struct uploads *u, struct batch *b, int i)
 	if (r == 0 || r == -ENOENT)
 		service_answered(u, UPLOAD_SPOOLED, true);
 	else
-		call_failed(u, TRIAL_LOOK, &b->call.fault);
+		trial_failed(u, TRIAL_LOOK, &b->call.fault);
 	if (r == 0 && e->up.document && listing_count(e->up.document) > 0) {
 		line_release(u, j->line);
 		job_done(u, j, e->up.document);
@@ -463,7 +463,7 @@ static int look_list(struct uploads *u, struct line *l, struct batch *b, struct 
 	if (r == 0 || r == -ENOENT)
 		service_answered(u, UPLOAD_SPOOLED, true);
 	else
-		call_failed(u, TRIAL_LOOK, &b->call.fault);
+		trial_failed(u, TRIAL_LOOK, &b->call.fault);
 	return r;
 }
 
@@ -478,7 +478,7 @@ static int look_in_listing(const struct uploads *u, struct listing *l, const str
 		tells_all &= d.sha256 != NULL;
 		if (!d.sha256 || strcmp(d.sha256, j->item.sha256) != 0)
 			continue;
-		if (u->caps->reuses_bytes || (!is_taken[i] && !has_word(j->item.prior_ids, d.id)))
+		if (u->caps->reuses_bytes || (!is_taken[i] && !prior_has(j->item.prior_ids, d.id)))
 			return i;
 	}
 	return tells_all ? -ENOENT : -EAGAIN;
@@ -543,7 +543,7 @@ static void line_looks(struct uploads *u, struct line *l, struct batch *b)
 			continue;
 		}
 		if (has_to_wait)
-			job_pause(u, b->jobs[i], clock_now_ms(), paced(u, PAUSE_FIRST_MS));
+			job_pause(u, b->jobs[i], clock_now_ms(), pause_here(u, PAUSE_FIRST_MS));
 		else
 			job_failed_here(u, b->jobs[i], r, "no memory");
 		batch_leave_out(u, b, i);
@@ -596,13 +596,13 @@ static void line_run(void *arg)
 			line_attach(u, l, b);
 		while (b->count > 0)
 			batch_leave_out(u, b, b->count - 1);
-		dispatch(u);
+		turns_dispatch(u);
 	}
 	l->is_running = false;
 	line_unref(u, l);
 	u->busy--;
 	pthread_cond_broadcast(&u->changed);
-	dispatch(u);
+	turns_dispatch(u);
 	pthread_mutex_unlock(&u->lock);
 }
 

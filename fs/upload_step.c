@@ -219,7 +219,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		/* A key that is refused when it is tried again may be what an earlier try used up, whatever was
 		 * answered to that. This ends: the look that follows does not forget that the key was renewed, so the
 		 * next refusal is final, after one look more. */
-		if (j->is_unsure || may_be_used_up(u, j)) {
+		if (j->is_unsure || job_may_be_used_up(u, j)) {
 			item_unsure(j);
 			j->signs_again = true;
 		} else {
@@ -227,7 +227,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 			j->item.may_have_happened = false;
 		}
 		j->item.key_renewed = true;
-		if (goes_in_circles(j))
+		if (job_goes_in_circles(j))
 			job_pause(u, j, when.now_ms,
 				  pause_for(u, upload_pause_ms(j->vain_looks, -1, when.random), -1, j->somebody_waits));
 		else
@@ -243,7 +243,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 		break;
 	case MOVE_FAIL:
 		/* So may the second key be, and what else is refused when it comes again. */
-		if (trial != TRIAL_LOOK && (j->is_unsure || (f->kind == FAULT_KEY && may_be_used_up(u, j)))) {
+		if (trial != TRIAL_LOOK && (j->is_unsure || (f->kind == FAULT_KEY && job_may_be_used_up(u, j)))) {
 			item_unsure(j);
 			j->fails_then = true;
 			job_ready(u, j);
@@ -256,7 +256,7 @@ static void job_apply(struct uploads *u, struct job *j, enum trial trial, const 
 	}
 }
 
-void call_failed(struct uploads *u, enum trial trial, const struct fault *f)
+void trial_failed(struct uploads *u, enum trial trial, const struct fault *f)
 {
 	if (is_failure_of_service(f))
 		service_failed(u, trial_step(trial), f->retry_after_ms);
@@ -297,7 +297,7 @@ void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct
 		return;
 	}
 	progress_take_back(j);
-	if (j->cancel_asked && !may_have_happened(u, j) && m.next != MOVE_LOOK) {
+	if (j->cancel_asked && !job_may_have_happened(u, j) && m.next != MOVE_LOOK) {
 		job_end_canceled(u, j);
 		return;
 	}
@@ -313,7 +313,7 @@ void job_failed(struct uploads *u, struct job *j, enum trial trial, const struct
 	tick_for_waiting(u);
 	if (j->place != PLACE_GONE && j->place != PLACE_ENDING)
 		(void)row_write(u, j); /* logged; what it lacks is written before the next step with effect */
-	tell_moved(u, j);
+	job_tell_moved(u, j);
 }
 
 void job_advance(struct uploads *u, struct job *j, enum upload_step from, enum upload_step to)
@@ -327,7 +327,7 @@ void job_advance(struct uploads *u, struct job *j, enum upload_step from, enum u
 	j->item.next_wall_ms = 0;
 	j->version++;
 	j->is_retry = j->was_put_off = false;
-	if (!goes_in_circles(j)) {
+	if (!job_goes_in_circles(j)) {
 		j->has_failed_since_wait = false;
 		j->progress_ms = clock_now_ms();
 	}
@@ -376,7 +376,7 @@ void ticket_take(struct job *j, struct errand *e)
 	j->item.ticket_wall_ms = e->up.ticket_wall_ms ? e->up.ticket_wall_ms : clock_wall_ms();
 }
 
-void progress_begin(struct job *j, struct transfer *watch)
+void job_progress_begin(struct job *j, struct transfer *watch)
 {
 	int64_t now_ms = clock_now_ms();
 
@@ -389,10 +389,10 @@ void progress_begin(struct job *j, struct transfer *watch)
 	j->progress_before_ms = j->progress_ms;
 }
 
-void call_begin(struct job *j, struct call *call, struct transfer *transfer, enum urgency urgency)
+void job_call_begin(struct job *j, struct call *call, struct transfer *transfer, enum urgency urgency)
 {
 	*transfer = (struct transfer){ 0 };
 	*call = (struct call){ .urgency = j->somebody_waits ? URGENCY_PERSON : urgency, .transfer = transfer };
 	call->fault.retry_after_ms = -1;
-	progress_begin(j, transfer);
+	job_progress_begin(j, transfer);
 }

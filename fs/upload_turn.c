@@ -21,14 +21,14 @@ static uint32_t next_random(struct uploads *u)
 	return u->random;
 }
 
-bool is_blocked(const struct uploads *u)
+bool turns_are_blocked(const struct uploads *u)
 {
 	return u->account_is_held || u->gate_is_closed;
 }
 
 /* ---- the gate and the holds -------------------------------------------------------------------------------- */
 
-void list_ready(struct uploads *u, struct job_list *list)
+void jobs_ready(struct uploads *u, struct job_list *list)
 {
 	struct job *last = TAILQ_LAST(list, job_list), *next;
 
@@ -50,8 +50,8 @@ void gate_open(struct uploads *u)
 		return;
 	u->gate_is_closed = false;
 	if (!u->account_is_held) {
-		list_ready(u, &u->paused);
-		list_ready(u, &u->ready_lines); /* into their lines; none comes back while nothing is blocked */
+		jobs_ready(u, &u->paused);
+		jobs_ready(u, &u->ready_lines); /* into their lines; none comes back while nothing is blocked */
 	}
 }
 
@@ -61,9 +61,9 @@ static void lines_recall(struct uploads *u)
 	struct line *l;
 
 	for (size_t at = 0; (l = index_next(&u->lines, &at));) {
-		list_ready(u, &l->looks);
-		list_ready(u, &l->shortcuts);
-		list_ready(u, &l->attaches);
+		jobs_ready(u, &l->looks);
+		jobs_ready(u, &l->shortcuts);
+		jobs_ready(u, &l->attaches);
 	}
 }
 
@@ -71,7 +71,7 @@ int64_t pause_for(const struct uploads *u, int64_t pause_ms, int64_t retry_after
 {
 	if (somebody_waits && pause_ms > PAUSE_WAITED_MS)
 		pause_ms = PAUSE_WAITED_MS;
-	pause_ms = paced(u, pause_ms);
+	pause_ms = pause_here(u, pause_ms);
 	return pause_ms < retry_after_ms ? retry_after_ms : pause_ms;
 }
 
@@ -110,7 +110,7 @@ static void account_release(struct uploads *u)
 	u->account_is_held = false;
 	log_info("upload: the credentials work again");
 	if (!u->gate_is_closed)
-		list_ready(u, &u->ready_lines);
+		jobs_ready(u, &u->ready_lines);
 }
 
 void service_answered(struct uploads *u, enum upload_step step, bool proves_account)
@@ -141,9 +141,9 @@ void line_hold(struct uploads *u, struct line *l)
 		log_error("upload: session %s is gone; its files wait", l->session_id);
 	l->is_gone = true;
 	l->probe_ms = clock_now_ms();
-	list_ready(u, &l->looks);
-	list_ready(u, &l->shortcuts);
-	list_ready(u, &l->attaches);
+	jobs_ready(u, &l->looks);
+	jobs_ready(u, &l->shortcuts);
+	jobs_ready(u, &l->attaches);
 	tick_for_waiting(u);
 }
 
@@ -152,7 +152,7 @@ void line_release(struct uploads *u, struct line *l)
 	if (!l->is_gone)
 		return;
 	l->is_gone = false;
-	list_ready(u, &l->held);
+	jobs_ready(u, &l->held);
 }
 
 /* ---- turns ------------------------------------------------------------------------------------------------- */
@@ -190,7 +190,7 @@ void job_ready(struct uploads *u, struct job *j)
 	enum action action = job_action(u, j);
 	if (!is_line_action(action))
 		job_place(j, PLACE_READY, j->somebody_waits ? &u->ready_persons : &u->ready_background);
-	else if (is_blocked(u) && !is_let_through)
+	else if (turns_are_blocked(u) && !is_let_through)
 		job_place(j, PLACE_READY, &u->ready_lines);
 	else
 		gather(u, j, action);
@@ -235,7 +235,7 @@ int64_t probe_due(const struct uploads *u)
 	bool has_ready =
 		!TAILQ_EMPTY(&u->ready_lines) || !TAILQ_EMPTY(&u->ready_persons) || !TAILQ_EMPTY(&u->ready_background);
 
-	if (!is_blocked(u) || !has_ready || u->probe || u->is_draining)
+	if (!turns_are_blocked(u) || !has_ready || u->probe || u->is_draining)
 		return INT64_MAX;
 	return u->account_is_held ? u->account_probe_ms : u->probe_at_ms;
 }
@@ -260,7 +260,7 @@ static struct job *blocked_next(struct uploads *u, int64_t now_ms)
 		u->probe = j;
 		u->probe_last_ms = now_ms;
 		/* Until it has an outcome; should it end without one, the next comes after a while. */
-		u->probe_at_ms = now_ms + paced(u, PROBE_AGAIN_MS);
+		u->probe_at_ms = now_ms + pause_here(u, PROBE_AGAIN_MS);
 		u->account_probe_ms = now_ms + ACCOUNT_PAUSE_MS;
 	}
 	return j;
@@ -270,7 +270,7 @@ static struct job *ready_next(struct uploads *u, int64_t now_ms)
 {
 	struct job *j;
 
-	if (is_blocked(u))
+	if (turns_are_blocked(u))
 		return blocked_next(u, now_ms);
 	j = TAILQ_FIRST(&u->ready_persons);
 	if (j && has_slot(u, j))
@@ -279,7 +279,7 @@ static struct job *ready_next(struct uploads *u, int64_t now_ms)
 	return j && has_slot(u, j) ? j : NULL;
 }
 
-void dispatch(struct uploads *u)
+void turns_dispatch(struct uploads *u)
 {
 	struct job *j;
 
@@ -292,11 +292,11 @@ void dispatch(struct uploads *u)
 			gather(u, j, job_action(u, j));
 			continue;
 		}
-		if (pool_run(u->workers, work, j) < 0) {
+		if (pool_run(u->workers, work_run, j) < 0) {
 			if (u->probe == j)
 				u->probe = NULL;
 			u->must_look_again = true;
-			tick_at(u, clock_now_ms() + paced(u, PAUSE_FIRST_MS));
+			tick_at(u, clock_now_ms() + pause_here(u, PAUSE_FIRST_MS));
 			return;
 		}
 		job_place(j, PLACE_WORKER, &u->working);

@@ -73,13 +73,13 @@ static void work_sign(struct uploads *u, struct job *j)
 		job_failed_here(u, j, r, "no memory");
 		return;
 	}
-	call_begin(j, &call, &transfer, URGENCY_BEGIN);
+	job_call_begin(j, &call, &transfer, URGENCY_BEGIN);
 	pthread_mutex_unlock(&u->lock);
 	r = backend_upload_sign(u->config.backend, &call, &e.up);
 	pthread_mutex_lock(&u->lock);
 	j->watch = NULL;
 	if (r < 0)
-		call_failed(u, TRIAL_SIGN, &call.fault);
+		trial_failed(u, TRIAL_SIGN, &call.fault);
 	if (!worker_has(j))
 		return;
 	if (j->restarts) {
@@ -90,7 +90,7 @@ static void work_sign(struct uploads *u, struct job *j)
 		ticket_take(j, &e);
 		job_advance(u, j, UPLOAD_SPOOLED,
 			    UPLOAD_SIGNED); /* not written: a ticket that is lost costs one request */
-		tell_moved(u, j);
+		job_tell_moved(u, j);
 	}
 }
 
@@ -142,14 +142,14 @@ static void work_store(struct uploads *u, struct job *j)
 		return;
 	}
 	e.up.fd = spool_fd(spool);
-	call_begin(j, &call, &transfer, URGENCY_BEGIN);
+	job_call_begin(j, &call, &transfer, URGENCY_BEGIN);
 	j->is_sent = u->caps->store_has_effect;
 	pthread_mutex_unlock(&u->lock);
 	r = backend_upload_store(u->config.backend, &call, &e.up);
 	pthread_mutex_lock(&u->lock);
 	j->watch = NULL;
 	if (r < 0)
-		call_failed(u, TRIAL_STORE, &call.fault);
+		trial_failed(u, TRIAL_STORE, &call.fault);
 	if (!worker_has(j))
 		return;
 	if (j->restarts) {
@@ -169,7 +169,7 @@ static void work_store(struct uploads *u, struct job *j)
 	if (worker_has(j) && r < 0)
 		job_failed_here(u, j, r, "the queue cannot be written");
 	else
-		tell_moved(u, j);
+		job_tell_moved(u, j);
 }
 
 void worker_let_go(struct uploads *u, struct job *j)
@@ -179,7 +179,7 @@ void worker_let_go(struct uploads *u, struct job *j)
 	job_unref(j);
 }
 
-void work(void *arg)
+void work_run(void *arg)
 {
 	struct job *j = arg;
 	struct uploads *u = j->uploads;
@@ -187,7 +187,7 @@ void work(void *arg)
 	pthread_mutex_lock(&u->lock);
 	/* Once put elsewhere it may be in another worker's hands before we look again. */
 	unsigned turn = j->turn;
-	tell_moved(u, j);
+	job_tell_moved(u, j);
 	while (worker_has(j) && j->turn == turn) {
 		if (u->is_stopping || u->is_drained) {
 			job_ready(u, j);
@@ -214,6 +214,6 @@ void work(void *arg)
 	u->transfers--;
 	u->busy--;
 	pthread_cond_broadcast(&u->changed);
-	dispatch(u);
+	turns_dispatch(u);
 	pthread_mutex_unlock(&u->lock);
 }

@@ -27,6 +27,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/index.h"
 #include "client/base/log.h"
+#include "client/base/slots.h"
 
 #define JSON_PENDING_BYTES 262144
 #define JSON_BYTES_MAX (16 << 20)
@@ -272,94 +273,6 @@ int listing_keep_json(const struct listing *l, const char *dir, char ret_name[LI
 	return r;
 }
 
-/* ---- a set of numbers found by what they stand for ---------------------------------------------------------- */
-
-/* Open addressing. Each slot has a tag, a byte of the hash (0: empty), so that probing seldom looks at what a number
- * stands for: that is a cache miss each. Any size will do, so it can grow by halves. */
-struct slots {
-	uint32_t *at;  /* owned; the tags stand behind the numbers */
-	uint8_t *tags; /* borrowed from there */
-	uint32_t room, used;
-};
-
-struct records;
-typedef uint64_t slots_hash(const struct records *rs, uint32_t i);
-typedef bool slots_is_it(const struct records *rs, uint32_t i, const void *key);
-
-static int slots_new(uint32_t room, struct slots *ret)
-{
-	uint32_t *at = calloc(room, sizeof(*at) + sizeof(uint8_t));
-
-	if (!at)
-		return -ENOMEM;
-	*ret = (struct slots){ at, (uint8_t *)(at + room), room, 0 };
-	return 0;
-}
-
-static uint32_t slot_home(const struct slots *s, uint64_t hash)
-{
-	return (uint32_t)(((hash >> 32) * s->room) >> 32);
-}
-
-static uint8_t slot_tag(uint64_t hash)
-{
-	return (uint8_t)hash ? (uint8_t)hash : 1;
-}
-
-static void slots_place(struct slots *s, uint64_t hash, uint32_t i)
-{
-	uint32_t at = slot_home(s, hash);
-
-	while (s->tags[at])
-		at = at + 1 == s->room ? 0 : at + 1;
-	s->at[at] = i;
-	s->tags[at] = slot_tag(hash);
-	s->used++;
-}
-
-static int slots_put(struct slots *s, const struct records *rs, slots_hash *hash, uint32_t i)
-{
-	if (s->used + 1 > s->room / 4 * 3) {
-		struct slots bigger = { 0 };
-		if (slots_new(s->room + s->room / 2 + 16, &bigger) < 0)
-			return -ENOMEM;
-		for (uint32_t at = 0; at < s->room; at++) {
-			if (s->tags[at])
-				slots_place(&bigger, hash(rs, s->at[at]), s->at[at]);
-		}
-		free(s->at);
-		*s = bigger;
-	}
-	slots_place(s, hash(rs, i), i);
-	return 0;
-}
-
-/* The number, or -1. */
-static int64_t slots_find(const struct slots *s, const struct records *rs, uint64_t hash, slots_is_it *is_it,
-			  const void *key)
-{
-	if (!s->used)
-		return -1;
-	for (uint32_t at = slot_home(s, hash); s->tags[at]; at = at + 1 == s->room ? 0 : at + 1) {
-		if (s->tags[at] == slot_tag(hash) && is_it(rs, s->at[at], key))
-			return s->at[at];
-	}
-	return -1;
-}
-
-static int slots_copy(const struct slots *s, struct slots *ret)
-{
-	struct slots copy = { 0 };
-
-	if (s->room && slots_new(s->room, &copy) < 0)
-		return -ENOMEM;
-	if (s->room)
-		memcpy(copy.at, s->at, s->room * (sizeof(uint32_t) + sizeof(uint8_t)));
-	copy.used = s->used;
-	*ret = copy;
-	return 0;
-}
-
 /* ---- records ------------------------------------------------------------------------------------------------ */
 
 /* What many documents have in common. Words are offsets in `words`, where 0 is "the service did not say". */
@@ -549,23 +462,31 @@ static const char *record_id(const struct records *rs, uint32_t i)
 	return (const char *)p + (flags & HAS_SHA256 ? 32 : 0);
 }
 
-static uint64_t hash_record(const struct records *rs, uint32_t i)
+static uint64_t hash_record(const void *owner, uint32_t i)
 {
+	const struct records *rs = owner;
+
 	return index_hash_text(record_id(rs, i));
 }
 
-static bool is_record(const struct records *rs, uint32_t i, const void *key)
+static bool is_record(const void *owner, uint32_t i, const void *key)
 {
+	const struct records *rs = owner;
+
 	return strcmp(record_id(rs, i), key) == 0;
 }
 
-static uint64_t hash_word(const struct records *rs, uint32_t i)
+static uint64_t hash_word(const void *owner, uint32_t i)
 {
+	const struct records *rs = owner;
+
 	return index_hash_text(rs->words.data + i);
 }
 
-static bool is_word(const struct records *rs, uint32_t i, const void *key)
+static bool is_word(const void *owner, uint32_t i, const void *key)
 {
+	const struct records *rs = owner;
+
 	return strcmp(rs->words.data + i, key) == 0;
 }
 
@@ -578,13 +499,17 @@ static uint64_t hash_of_kind(const struct kind *k)
 	return h;
 }
 
-static uint64_t hash_kind(const struct records *rs, uint32_t i)
+static uint64_t hash_kind(const void *owner, uint32_t i)
 {
+	const struct records *rs = owner;
+
 	return hash_of_kind(&rs->kinds[i]);
 }
 
-static bool is_kind(const struct records *rs, uint32_t i, const void *key)
+static bool is_kind(const void *owner, uint32_t i, const void *key)
 {
+	const struct records *rs = owner;
+
 	return memcmp(&rs->kinds[i], key, sizeof(struct kind)) == 0; /* it has no padding */
 }
 
@@ -606,9 +531,9 @@ static void records_unref(struct records *rs)
 		return;
 	free(rs->at);
 	free(rs->kinds);
-	free(rs->by_id.at);
-	free(rs->by_word.at);
-	free(rs->by_kind.at);
+	slots_release(&rs->by_id);
+	slots_release(&rs->by_word);
+	slots_release(&rs->by_kind);
 	buf_release(&rs->arena);
 	buf_release(&rs->words);
 	json_file_unref(rs->json);
@@ -915,6 +840,13 @@ void listing_get(const struct listing *l, int i, struct document *ret)
 	(void)unpack_record(l->records, (uint32_t)i, ret, &json_at);
 }
 
+void listing_get_names(const struct listing *l, int i, const char **ret_id, const char **ret_filename)
+{
+	assert(i >= 0 && (uint32_t)i < l->records->count);
+	*ret_id = record_id(l->records, (uint32_t)i);
+	*ret_filename = *ret_id + strlen(*ret_id) + 1;
+}
+
 static bool is_same_text(const char *a, const char *b)
 {
 	return a && b ? strcmp(a, b) == 0 : a == b;
@@ -1189,7 +1121,7 @@ struct section {
 	size_t len;
 };
 
-enum { SECTION_COUNT = 7, SLOT_BYTES = sizeof(uint32_t) + sizeof(uint8_t) };
+enum { SECTION_COUNT = 7 };
 
 static void sections_of(const struct records *rs, struct section ret[SECTION_COUNT])
 {
@@ -1259,18 +1191,6 @@ int listing_pack(const struct listing *l, listing_put *put, void *arg)
 	for (int i = 0; r == 0 && i < SECTION_COUNT; i++)
 		r = sections[i].len ? put(arg, sections[i].bytes, sections[i].len) : 0;
 	return r;
-}
-
-static bool slots_are_sound(const struct slots *s, uint32_t bound)
-{
-	uint32_t used = 0;
-
-	for (uint32_t i = 0; i < s->room; i++) {
-		if (s->tags[i] && s->at[i] >= bound)
-			return false;
-		used += s->tags[i] != 0;
-	}
-	return used == s->used && (!s->room || used < s->room); /* a free one ends each search */
 }
 
 /* What unpack_number() may be let loose on. */

@@ -65,6 +65,10 @@ static void assert_ids(const struct listing *l, const char *ids)
 		struct document d;
 		size_t len = strlen(have);
 		listing_get(l, i, &d);
+		const char *id, *filename;
+		listing_get_names(l, i, &id, &filename);
+		assert_string_equal(id, d.id);
+		assert_string_equal(filename, d.filename);
 		(void)snprintf(have + len, sizeof(have) - len, "%s%s", i ? " " : "", d.id);
 		assert_int_equal(listing_find(l, d.id), i);
 	}
@@ -647,6 +651,10 @@ static int read_everything(struct listing *l)
 		CLEANUP(buf_release) struct buf json = BUF(1000);
 		struct document d;
 		listing_get(l, i, &d);
+		const char *id, *filename;
+		listing_get_names(l, i, &id, &filename);
+		assert_string_equal(id, d.id);
+		assert_string_equal(filename, d.filename);
 		letters += (int)(strlen(d.id) + strlen(d.filename) + (d.status ? strlen(d.status) : 0) +
 				 (d.mime ? strlen(d.mime) : 0) + strlen(document_state_word(d.state)));
 		letters += listing_find(l, d.id) + listing_read_json(l, i, &json);

@@ -21,9 +21,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +32,7 @@
 #include "client/backend_impl.h"
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
+#include "client/base/memory.h"
 #include "client/base/pool.h"
 
 #define LISTINGS_MAX 1024
@@ -905,10 +903,8 @@ static void sweep_when_due(struct cache *c, const char *session_id)
 /* What reading the answer about a very large session took would stay resident for ever otherwise. */
 static void trim_after(const struct listing *known)
 {
-#ifdef __GLIBC__
 	if (known && listing_count(known) > TRIM_COUNT)
-		(void)malloc_trim(0); /* nothing to give back is no failure */
-#endif
+		memory_give_back();
 }
 
 static void flight_run(void *arg)

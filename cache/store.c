@@ -26,6 +26,7 @@
 #include "client/base/clock.h"
 #include "client/base/index.h"
 #include "client/base/log.h"
+#include "client/base/memory.h"
 #include "client/base/pool.h"
 
 enum {
@@ -39,6 +40,8 @@ enum {
 };
 
 #define BYTES_MAX (INT64_C(512) << 20)
+
+enum { LARGE_BYTES = 256 * 1024 };
 
 static const char schema[] =
 	"CREATE TABLE listing(id INTEGER PRIMARY KEY, account TEXT NOT NULL, session TEXT NOT NULL,"
@@ -589,6 +592,11 @@ static bool write_next(struct store *s, int64_t now_ms)
 		return true;
 	}
 	settle(s, &n, write_note(s, &n));
+	/* The copy that was written, and what is left of it in the database's own memory: twice the listing. */
+	if (n.listing && s->db && listing_packed_bytes(n.listing) >= LARGE_BYTES) {
+		(void)sqlite3_db_release_memory(s->db);
+		memory_give_back();
+	}
 	listing_unref(n.listing);
 	free(n.session_id);
 	return true;
@@ -731,6 +739,8 @@ static int read_listing(struct store *s, int64_t id, int64_t as_of_ms, const cha
 	};
 	int r = listing_unpack(&source, ret);
 	(void)sqlite3_blob_close(reader.blob); /* it was read alone */
+	if (source.bytes >= LARGE_BYTES)
+		(void)sqlite3_db_release_memory(s->db); /* nobody reads it again soon */
 	return r;
 }
 

@@ -251,17 +251,17 @@ static void count_states(struct folder *f)
 	if (f->counts.is_counted && f->counts.serial == now.serial && f->counts.shape == now.shape &&
 	    f->counts.unlisted == now.unlisted && f->counts.locals == now.locals)
 		return;
-	for (int i = 0; f->by_document && i < listing_count(f->listing); i++) {
-		for (e = f->by_document[i]; e && !e->is_shown;)
-			e = e->same;
-		if (!e)
+	for (int i = 0; i < listing_count(f->listing); i++) {
+		if (!folder_shows(f, i))
 			continue; /* removed here, or not shown yet */
 		listing_get(f->listing, i, &d);
 		now.documents++;
 		now.by_state[d.state]++;
 	}
 	for (size_t at = 0; (e = index_next(&f->unlisted, &at));) {
-		if (!e->is_shown || folder_find_document(f, e->document_id) != e)
+		int listed = listing_find(f->listing, e->document_id);
+		if (!e->is_shown || folder_find_unlisted(f, e->document_id) != e ||
+		    (listed >= 0 && folder_shows(f, listed)))
 			continue;
 		now.documents++;
 		now.by_state[entry_document(e, &d) ? d.state : STATE_STORED]++;

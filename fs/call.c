@@ -389,7 +389,7 @@ void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *
 	pool_fn *job = NULL;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct entry *e = folder_find(f, name);
+	struct entry *e = folder_find(&m->tree, f, name);
 	if (!e)
 		e = local_find_refused(m, f, name);
 	if (!e) {
@@ -449,7 +449,7 @@ static void link_job(void *arg)
 	if (r == 0 && ino == 0)
 		r = -EIO;
 	pthread_mutex_lock(&m->tree.lock);
-	if (r == 0 && folder_find(c->to, c->new_name))
+	if (r == 0 && folder_has(c->to, c->new_name))
 		r = -EEXIST;
 	if (r == 0)
 		e = folder_add_entry(&m->tree, c->to, ino, c->new_name);
@@ -483,7 +483,7 @@ void call_link(struct mount *m, fuse_req_t req, struct entry *e, struct folder *
 		error = EPERM;
 	else if (!error && !m->caps->attaches)
 		error = EXDEV;
-	else if (!error && folder_find(to, name))
+	else if (!error && folder_has(to, name))
 		error = EEXIST;
 	if (!error) {
 		struct change_call *c = call_new(m, req, NULL, to, e, NULL, name);
@@ -516,7 +516,7 @@ static void move_document_job(void *arg)
 	const char *document_id = entry_document_id(e);
 	id = document_id ? strdup(document_id) : NULL;
 	sha256 = id ? local_copy_sha256(c->folder, id) : NULL;
-	r = e->is_shown && !folder_find(c->to, c->new_name) ? 0 : -EEXIST;
+	r = e->is_shown && !folder_has(c->to, c->new_name) ? 0 : -EEXIST;
 	if (r == 0)
 		r = local_move_document(m, e, c->to, c->new_name, attached, was_there);
 	pthread_mutex_unlock(&m->tree.lock);
@@ -531,7 +531,7 @@ static void move_document_job(void *arg)
 static int take_new_name(struct change_call *c)
 {
 	struct mount *m = c->m;
-	struct entry *e = c->entry, *there = folder_find(c->to, c->new_name);
+	struct entry *e = c->entry, *there = folder_find(&c->m->tree, c->to, c->new_name);
 	struct folder *from = e->folder;
 
 	if (there == e)
@@ -839,7 +839,7 @@ static bool is_document_to_move(const struct change_call *c)
 
 	return c->folder != c->to && e->folder == c->folder && e->is_shown && (!e->local || e->local->counted_out) &&
 	       entry_document_id(e) && c->to->kind == FOLDER_SESSION && c->m->options->remove == REMOVE_YES &&
-	       c->m->caps->attaches && !c->is_answered && !folder_find(c->to, c->new_name);
+	       c->m->caps->attaches && !c->is_answered && !folder_has(c->to, c->new_name);
 }
 
 static void rename_local_job(void *arg)
@@ -954,7 +954,7 @@ void call_rename(struct mount *m, fuse_req_t req, struct folder *from, const cha
 	bool answers = true;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct entry *e = folder_find(from, name), *there = folder_find(to, new_name);
+	struct entry *e = folder_find(&m->tree, from, name), *there = folder_find(&m->tree, to, new_name);
 	bool is_local = e && e->local && !e->local->counted_out;
 	if (!e)
 		error = ENOENT;

@@ -85,7 +85,8 @@ uint64_t control_find_why(struct folder *f, const char *name)
 	if (f->kind != FOLDER_FAILED || len <= tail || strcmp(name + len - tail, WHY_SUFFIX) != 0)
 		return 0;
 	CLEANUP(text_release) char *base = strndup(name, len - tail);
-	struct entry *e = base ? folder_find(f, base) : NULL;
+	struct entry_view room;
+	const struct entry *e = base ? folder_look(f, base, &room) : NULL;
 	return e ? e->node.ino | INO_WHY_BIT : 0;
 }
 

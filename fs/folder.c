@@ -3,9 +3,6 @@
  * At most one flight a folder is under way, on a pool of its own; who wants its outcome waits on folder->waiters. A flight's pages
  * are shown as they arrive. Names are saved in the state before the flight counts as ended. */
 #include <errno.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +10,7 @@
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
+#include "client/base/memory.h"
 #include "fs/layout.h"
 #include "fs/mount_impl.h"
 
@@ -255,10 +253,25 @@ static void on_page(void *arg, const struct listing *page)
 	park_wake(m->park, &fl->folder->waiters, 0);
 }
 
+/* What the state remembers of a folder's names, as it is loaded: what may rest in what was listed before is at rest already. */
 struct loading {
 	struct mount *m;
 	struct folder *folder;
+	struct resting rest; /* of nothing: no listing is remembered */
 };
+
+static bool rests(struct loading *l, const struct known_entry *k)
+{
+	char room[NAME_BYTES_MAX + 1];
+	int i = l->rest.of && k->document_id ? listing_find(l->rest.of, k->document_id) : -1;
+
+	if (i < 0 || k->is_gone || k->was_there_before || k->mtime_ns >= 0 || k->attached_wall_ms > 0 ||
+	    k->learned_bytes > 0 || resting_has(&l->rest, i) || strcmp(resting_name(l->rest.of, i, room), k->name) != 0)
+		return false;
+	/* Inode numbers are told apart in the table that this comes from. */
+	return resting_find_name(&l->rest, k->name) < 0 &&
+	       resting_put(&l->rest, i, (struct rest){ .ino = k->ino, .is_saved = true }) == 0;
+}
 
 static void load_entry(void *arg, const struct known_entry *k)
 {
@@ -266,8 +279,10 @@ static void load_entry(void *arg, const struct known_entry *k)
 	struct tree *t = &l->m->tree;
 	struct folder *f = l->folder;
 
+	if (rests(l, k))
+		return;
 	SCOPED_LOCK(&t->lock);
-	if (!k->document_id || tree_find(t, k->ino) || folder_find(f, k->name) || folder_find_hidden(f, k->name))
+	if (!k->document_id || tree_find(t, k->ino) || folder_has(f, k->name) || folder_find_hidden(f, k->name))
 		return; /* local ones come from the queue; a name in use has been taken over */
 	struct entry *e = folder_add_hidden_entry(t, f, k->ino, k->name, k->document_id);
 	if (!e)
@@ -284,17 +299,40 @@ static void load_entry(void *arg, const struct known_entry *k)
 	e->is_saved_gone = k->is_gone;
 }
 
-static void load_entries(struct mount *m, struct folder *f)
+/* What came into the tree before, or meanwhile, goes first. tree.lock held. */
+static void drop_conflicts(struct mount *m, struct folder *f, struct resting *rest)
 {
-	struct loading l = { m, f };
+	struct node *n;
+	struct entry *e;
+	int i;
+
+	for (size_t at = 0; (n = index_next(&m->tree.nodes, &at));)
+		if ((i = resting_find_ino(rest, n->ino)) >= 0)
+			resting_take(rest, i);
+	for (size_t at = 0; (e = index_next(&f->names, &at));)
+		if ((i = resting_find_name(rest, e->name)) >= 0)
+			resting_take(rest, i);
+	for (size_t at = 0; (e = index_next(&f->hidden, &at));)
+		if ((i = resting_find_name(rest, e->name)) >= 0)
+			resting_take(rest, i);
+}
+
+/* Names that were shown before this mount began. With `found`, what was listed then, most come to rest in *ret_rest. */
+static void load_names(struct mount *m, struct folder *f, struct listing *found, struct resting *ret_rest)
+{
+	struct loading l = { .m = m, .folder = f };
 
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_loaded = f->entries_loaded;
 	f->entries_loaded = true;
 	pthread_mutex_unlock(&m->tree.lock);
-	if (!is_loaded)
-		(void)state_load_entries(m->state, f->session.id, load_entry,
-					 &l); /* logged there; names are given anew */
+	if (is_loaded)
+		return;
+	if (found)
+		(void)resting_begin(&l.rest, found); /* without memory they are entries */
+	(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
+	if (ret_rest)
+		*ret_rest = l.rest;
 }
 
 static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
@@ -414,9 +452,10 @@ static void on_session(void *arg, const struct session *s)
 static void stop_showing(struct mount *m, struct folder *f)
 {
 	struct entry *e;
-	struct snapshot *all = folder_snapshot(&m->tree, f, false);
 
 	f->is_withheld = true;
+	(void)folder_wake_all(&m->tree, f); /* without memory some go on being shown until the listing can be had */
+	struct snapshot *all = folder_snapshot(&m->tree, f, false);
 	for (int i = 0; all && i < all->count; i++) {
 		e = all->items[i];
 		if (entry_is_local(e) || e->local)
@@ -501,16 +540,23 @@ static void recall(struct flight *fl)
 	struct folder *f = fl->folder;
 	CLEANUP(listing_release) struct listing *found = NULL;
 	struct layout_change c = { 0 };
-	int r = backend_recall_documents(m->backend, f->session.id, INT64_MAX, &found);
+	struct resting rest = { 0 };
 
+	if (backend_recall_documents(m->backend, f->session.id, INT64_MAX, &found) < 0)
+		found = NULL;
+	load_names(m, f, found, &rest);
 	pthread_mutex_lock(&m->tree.lock);
-	if (r == 0 && f->is_shown && !f->listing) {
+	if (found && f->is_shown && !f->listing) {
+		drop_conflicts(m, f, &rest);
+		if (rest.of)
+			folder_begin_listing(&m->tree, f, &rest);
 		f->is_withheld |=
 			layout_apply(&m->tree, f, found, next_ino, m, &c) < 0; /* the answer under way shows the rest */
 		show_change(fl, &c);
 	}
 	f->is_recalling = false;
 	pthread_mutex_unlock(&m->tree.lock);
+	resting_release(&rest);
 	park_wake(m->park, &f->waiters, 0);
 }
 
@@ -562,15 +608,31 @@ static void ask_session(struct mount *m, struct folder *f)
 static void end_walk(struct mount *m, struct folder *f, int error)
 {
 	struct snapshot *s = f->snapshot;
+	struct entry *e;
 
 	if (!s || !s->is_growing)
 		return;
-	for (int i = 0; i < s->count; i++)
-		s->items[i]->is_in_walk = false;
+	for (size_t at = 0; (e = index_next(&f->names, &at));)
+		e->is_in_walk = false;
+	for (size_t at = 0; (e = index_next(&f->hidden, &at));)
+		e->is_in_walk = false;
 	s->is_growing = false;
 	s->error = error;
 	f->snapshot = NULL;
 	snapshot_drop(&m->tree, s);
+}
+
+void folders_settle(struct mount *m)
+{
+	bool is_more = true;
+	int times = 0;
+
+	for (; is_more; times++) {
+		SCOPED_LOCK(&m->tree.lock);
+		is_more = tree_settle(&m->tree);
+	}
+	if (times > 1)
+		memory_give_back();
 }
 
 static void flight_run(void *arg)
@@ -581,9 +643,10 @@ static void flight_run(void *arg)
 	CLEANUP(listing_release) struct listing *found = NULL, *known = NULL;
 	struct layout_change c = { 0 };
 
-	load_entries(m, f);
 	if (fl->recalls)
 		recall(fl);
+	else
+		load_names(m, f, NULL, NULL);
 	pthread_mutex_lock(&m->tree.lock);
 	known = f->listing ? listing_ref(f->listing) : NULL;
 	int64_t now = clock_now_ms();
@@ -627,13 +690,12 @@ static void flight_run(void *arg)
 	bool was_withheld = f->is_withheld;
 	f->is_withheld &= r < 0;
 	if (r == 0 &&
-	    (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->by_document || was_withheld)) {
+	    (!f->listing || listing_serial(f->listing) != listing_serial(found) || !f->at_rest.of || was_withheld)) {
 		r = layout_apply(&m->tree, f, found, next_ino, m, &c);
 		f->is_withheld |= r < 0;
 		show_change(fl, &c);
 	} else if (r == 0) { /* the same documents, said again */
-		listing_unref(f->listing);
-		f->listing = listing_ref(found);
+		folder_renew_listing(f, found);
 	} else if (r == -ENOENT && call.fault.kind == FAULT_GONE) {
 		leave_if_gone(m, f);
 	} else if (r == -EACCES) {
@@ -652,7 +714,8 @@ static void flight_run(void *arg)
 	plan_poll(m, f, has_changed);
 	end_walk(m, f, r);
 	pthread_mutex_unlock(&m->tree.lock);
-	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && !known && listing_count(found) >= TRIM_COUNT);
+	folders_settle(m); /* a large listing has woken many */
+	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && listing_count(found) >= TRIM_COUNT);
 	save(m, f->session.id, &fl->saving);
 	park_wake(m->park, &f->waiters, 0);
 	pthread_mutex_lock(&m->tree.lock);
@@ -660,11 +723,8 @@ static void flight_run(void *arg)
 	pthread_mutex_unlock(&m->tree.lock);
 	saving_release(&fl->saving);
 	free(fl);
-#ifdef __GLIBC__
-	/* What reading the pages took would stay resident for ever otherwise: more than what is kept. */
 	if (is_large)
-		(void)malloc_trim(0);
-#endif
+		memory_give_back(); /* what reading the pages took */
 }
 
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)

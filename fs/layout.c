@@ -39,7 +39,7 @@ void layout_release(struct tree *t, struct layout_change *c)
 
 static bool is_taken(const struct folder *f, const char *name)
 {
-	return folder_find(f, name) || folder_find_hidden(f, name);
+	return folder_has(f, name) || folder_find_hidden(f, name);
 }
 
 static void choose_name(const struct folder *f, const struct document *d, char ret[NAME_BYTES_MAX + 1])
@@ -103,18 +103,16 @@ static struct entry *add_named(struct tree *t, struct folder *f, const struct do
 }
 
 /* An entry that stood for an id by itself now stands for the listing's document i. */
-static void bind(struct folder *f, struct entry **by_document, struct entry *e, int i, bool keeps_own)
+static void bind(struct folder *f, struct resting *documents, struct entry *e, int i)
 {
 	if (e->document_id)
 		index_remove(&f->unlisted, e);
 	entry_clear_id(e);
-	if (!keeps_own) {
-		listing_unref(e->own);
-		e->own = NULL;
-	}
+	listing_unref(e->own);
+	e->own = NULL;
 	e->document = i;
-	e->same = by_document[i];
-	by_document[i] = e;
+	e->same = resting_awake(documents, i);
+	resting_set_awake(documents, i, e);
 }
 
 /* An entry whose document the new listing lacks. */
@@ -151,7 +149,7 @@ static int show_again(struct tree *t, struct folder *f, struct entry *chain, str
 	int r = 0;
 
 	for (struct entry *e = chain; e && r == 0; e = e->same) {
-		if (!e->is_shown && !folder_find(f, e->name)) {
+		if (!e->is_shown && !folder_has(f, e->name)) {
 			r = folder_show_entry(t, e);
 			if (r == 0)
 				r = add(&c->appeared, &c->appeared_count, e);
@@ -162,13 +160,8 @@ static int show_again(struct tree *t, struct folder *f, struct entry *chain, str
 	return r < 0 ? r : is_any_shown ? 0 : -ENOENT;
 }
 
-static bool differs(const struct document *a, const struct document *b)
-{
-	return a->size_bytes != b->size_bytes || a->created_ms != b->created_ms;
-}
-
 static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, struct newcomer *new, int count,
-			 struct entry **by_document, uint64_t (*next_ino)(void *arg), void *arg,
+			 struct resting *documents, uint64_t (*next_ino)(void *arg), void *arg,
 			 struct layout_change *c)
 {
 	qsort(new, (size_t)count, sizeof(*new), older_first);
@@ -178,8 +171,8 @@ static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, st
 		struct entry *e = add_named(t, f, &d, next_ino, arg);
 		if (!e)
 			return -ENOMEM;
-		if (by_document) {
-			bind(f, by_document, e, new[i].index, false);
+		if (documents) {
+			bind(f, documents, e, new[i].index);
 		} else {
 			e->own = listing_ref(l);
 			e->own_at = new[i].index;
@@ -197,16 +190,6 @@ static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, st
 			return r;
 	}
 	return 0;
-}
-
-static struct entry *find_unlisted(struct folder *f, const char *id)
-{
-	/* What folder_find_document() finds while no listing has the id. */
-	struct listing *l = f->listing;
-	f->listing = NULL;
-	struct entry *e = folder_find_document(f, id);
-	f->listing = l;
-	return e;
 }
 
 /* The same before a listing has the document: its entries are found by its id. */
@@ -236,7 +219,10 @@ int layout_apply_page(struct tree *t, struct folder *f, struct listing *page, ui
 	for (int i = 0; i < n && r == 0; i++) {
 		struct document d;
 		listing_get(page, i, &d);
-		struct entry *e = folder_find_document(f, d.id);
+		int listed = f->listing ? listing_find(f->listing, d.id) : -1;
+		if (listed >= 0 && resting_has(&f->at_rest, listed))
+			continue;
+		struct entry *e = folder_find_document(t, f, d.id);
 		if (!e && is_expected(&x, &d))
 			continue;
 		if (!e) {
@@ -270,78 +256,158 @@ static bool has_unsent_bytes(const struct entry *e)
 	return e->local && (!e->local->counted_out || e->local->is_dirty);
 }
 
-int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (*next_ino)(void *arg), void *arg,
-		 struct layout_change *ret)
+/* Where the other listing has document i; mostly in the same place. -1: it has not. */
+static int find_same(const struct listing *in, const struct listing *l, int i)
 {
-	struct layout_change c = { 0 };
-	struct listing *old = f->listing;
-	int n = listing_count(l), old_n = old ? listing_count(old) : 0, count = 0, r = 0;
-	struct entry **by_document = calloc((size_t)n + 1, sizeof(struct entry *)), *e;
-	struct newcomer *new = calloc((size_t)n + 1, sizeof(*new));
+	const char *id, *filename, *there;
 
-	if (!by_document || !new) {
-		free(by_document);
-		free(new);
-		return -ENOMEM;
+	if (!in)
+		return -1;
+	listing_get_names(l, i, &id, &filename);
+	if (i < listing_count(in)) {
+		listing_get_names(in, i, &there, &filename);
+		if (strcmp(id, there) == 0)
+			return i;
 	}
-	/* Those who stay, or come back. */
-	for (int i = 0; i < n; i++) {
-		struct document d, was;
-		listing_get(l, i, &d);
-		int at = old ? listing_find(old, d.id) : -1;
-		if (at >= 0 && f->by_document[at]) {
-			by_document[i] = f->by_document[at];
-			f->by_document[at] = NULL;
-			listing_get(old, at, &was);
-			bool is_altered = differs(&d, &was);
-			for (e = by_document[i]; e; e = e->same) {
-				e->document = i;
-				if (is_altered && e->is_shown && r == 0)
-					r = add(&c.altered, &c.altered_count, e);
-			}
+	return listing_find(in, id);
+}
+
+static bool is_renamed(const struct listing *l, int i, const struct listing *old, int at)
+{
+	const char *id, *filename, *was;
+
+	listing_get_names(l, i, &id, &filename);
+	listing_get_names(old, at, &id, &was);
+	return strcmp(filename, was) != 0;
+}
+
+static bool is_altered(const struct listing *l, int i, const struct listing *old, int at)
+{
+	struct document d, was;
+
+	listing_get(l, i, &d);
+	listing_get(old, at, &was);
+	return d.size_bytes != was.size_bytes || d.created_ms != was.created_ms;
+}
+
+/* What goes on from one listing to the next. */
+struct passage {
+	struct tree *tree;
+	struct folder *folder;
+	struct listing *old, *new; /* old: NULL none */
+	struct resting at_rest; /* of the new one */
+	struct layout_change change;
+};
+
+/* Without memory it is dropped: the next listing shows it, under a name given anew. */
+static int wake_or_drop(struct passage *p, int at)
+{
+	if (folder_wake(p->tree, p->folder, at))
+		return 0;
+	folder_drop_resting(p->tree, p->folder, at);
+	return -ENOMEM;
+}
+
+/* Those of document i of the new listing: who stays, and who comes back. */
+static int pass(struct passage *p, int i)
+{
+	struct folder *f = p->folder;
+	int at = find_same(p->old, p->new, i), r = 0;
+	const char *id, *filename;
+	struct entry *e;
+
+	listing_get_names(p->new, i, &id, &filename);
+	e = f->unlisted.used ? folder_find_unlisted(f, id) : NULL;
+	bool is_other = at >= 0 && is_altered(p->new, i, p->old, at);
+	if (at >= 0 && resting_has(&f->at_rest, at)) {
+		if (!e && !is_other && !is_renamed(p->new, i, p->old, at)) {
+			resting_carry(&p->at_rest, i, &f->at_rest, at);
+			return 0;
 		}
-		while ((e = find_unlisted(f, d.id)))
-			bind(f, by_document, e, i, false);
+		/* A name once shown stays, whatever the service calls its document now. */
+		r = wake_or_drop(p, at);
 	}
-	/* Those whom the new listing lacks. A document that this mount attached after the listing was asked for is there all the same. */
-	for (int i = 0; i < old_n; i++) {
-		for (struct entry *next, *gone = f->by_document[i]; gone; gone = next) {
-			struct document was;
-			next = gone->same;
-			listing_get(old, i, &was);
-			if (!gone->own && gone->is_shown) {
-				gone->own = listing_ref(old);
-				gone->own_at = i;
-			}
-			if (unbind(f, gone, was.id) < 0)
-				r = -ENOMEM;
+	struct entry *awake = at >= 0 ? resting_awake(&f->at_rest, at) : NULL;
+	if (awake) {
+		resting_set_awake(&p->at_rest, i, awake);
+		resting_set_awake(&f->at_rest, at, NULL);
+		for (struct entry *own = awake; own; own = own->same) {
+			own->document = i;
+			if (is_other && own->is_shown && r == 0)
+				r = add(&p->change.altered, &p->change.altered_count, own);
 		}
 	}
-	free(f->by_document);
-	f->by_document = by_document;
-	f->listing = listing_ref(l);
+	for (; e; e = folder_find_unlisted(f, id))
+		bind(f, &p->at_rest, e, i);
+	return r;
+}
+
+/* Those of document i of the old listing, which the new one lacks. One that this mount attached after the listing was asked for is there all
+ * the same. */
+static int pass_by(struct passage *p, int i)
+{
+	struct folder *f = p->folder;
+	const char *id, *filename;
+	int r = 0;
+
+	if (resting_has(&f->at_rest, i) && find_same(p->new, p->old, i) >= 0)
+		return 0; /* it was carried over */
+	if (resting_has(&f->at_rest, i))
+		r = wake_or_drop(p, i);
+	struct entry *gone = resting_awake(&f->at_rest, i);
+	listing_get_names(p->old, i, &id, &filename);
+	for (struct entry *next; gone; gone = next) {
+		next = gone->same;
+		if (!gone->own && gone->is_shown) {
+			gone->own = listing_ref(p->old);
+			gone->own_at = i;
+		}
+		if (unbind(f, gone, id) < 0)
+			r = -ENOMEM;
+	}
+	if (!resting_has(&f->at_rest, i))
+		resting_set_awake(&f->at_rest, i, NULL);
+	return r;
+}
+
+/* Names whose documents are not there any more are not shown, and stay theirs. */
+static int leave(struct passage *p)
+{
+	struct folder *f = p->folder;
+	struct layout_change *c = &p->change;
+	struct entry *e;
+	int r = 0;
+
 	for (size_t at = 0; (e = index_next(&f->unlisted, &at));)
-		if (e->is_shown && e->past->attached_ms <= listing_asked_ms(l) && !has_unsent_bytes(e) && r == 0)
-			r = add(&c.left, &c.left_count, e);
-	for (int i = 0; i < c.left_count; i++) {
-		c.left[i]->is_saved = false;
-		(void)entry_drop_own(c.left[i]); /* without memory it stays a little longer */
-		folder_hide_entry(t, c.left[i], true);
+		if (e->is_shown && e->past->attached_ms <= listing_asked_ms(p->new) && !has_unsent_bytes(e) && r == 0)
+			r = add(&c->left, &c->left_count, e);
+	for (int i = 0; i < c->left_count; i++) {
+		c->left[i]->is_saved = false;
+		(void)entry_drop_own(c->left[i]); /* without memory it stays a little longer */
+		folder_hide_entry(p->tree, c->left[i], true);
 	}
-	listing_unref(old);
-	if (f->unlisted.used == 0)
-		index_release(&f->unlisted); /* during a first walk all were in it */
-	/* Newcomers choose their names last, when it is known who keeps one. */
+	return r;
+}
+
+/* Who comes back is shown again; who is new chooses a name last, when it is known who keeps one. */
+static int arrive(struct passage *p, struct newcomer *new, uint64_t (*next_ino)(void *arg), void *arg)
+{
+	struct folder *f = p->folder;
 	struct expected x = expected_find(f);
+	int n = listing_count(p->new), count = 0, r = 0;
+
 	for (int i = 0; i < n && r == 0; i++) {
 		struct document d;
-		listing_get(l, i, &d);
-		if (by_document[i]) {
-			r = show_again(t, f, by_document[i], &c);
+		if (resting_has(&f->at_rest, i))
+			continue;
+		struct entry *awake = resting_awake(&f->at_rest, i);
+		if (awake) {
+			r = show_again(p->tree, f, awake, &p->change);
 			if (r != -ENOENT)
 				continue;
 			r = 0;
 		}
+		listing_get(p->new, i, &d);
 		if (is_expected(&x, &d)) {
 			f->is_withheld = true; /* should nothing come of it, the next listing shows it */
 			continue;
@@ -349,9 +415,42 @@ int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (
 		new[count++] = (struct newcomer){ i, d.created_ms, d.id };
 	}
 	if (r == 0)
-		r = add_newcomers(t, f, l, new, count, by_document, next_ino, arg, &c);
+		r = add_newcomers(p->tree, f, p->new, new, count, &f->at_rest, next_ino, arg, &p->change);
 	free(x.hashes);
+	return r;
+}
+
+int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (*next_ino)(void *arg), void *arg,
+		 struct layout_change *ret)
+{
+	int n = listing_count(l), r = 0;
+	struct passage p = { .tree = t, .folder = f, .old = f->listing, .new = l };
+	struct newcomer *new = calloc((size_t)n + 1, sizeof(*new));
+
+	if (!new || resting_begin(&p.at_rest, l) < 0) {
+		free(new);
+		return -ENOMEM;
+	}
+	for (int i = 0; i < n; i++)
+		if (pass(&p, i) < 0)
+			r = -ENOMEM;
+	for (int i = 0; f->at_rest.of && i < listing_count(p.old); i++)
+		if (pass_by(&p, i) < 0)
+			r = -ENOMEM;
+	if (resting_carried(&p.at_rest, &f->at_rest) < 0) {
+		folder_drop_all_resting(t, f);
+		r = -ENOMEM;
+	}
+	f->at_rest = p.at_rest;
+	f->listing = listing_ref(l);
+	if (r == 0)
+		r = leave(&p);
+	listing_unref(p.old);
+	if (f->unlisted.used == 0)
+		index_release(&f->unlisted); /* during a first walk all were in it */
+	if (r == 0)
+		r = arrive(&p, new, next_ino, arg);
 	free(new);
-	*ret = c;
+	*ret = p.change;
 	return r;
 }

@@ -52,19 +52,32 @@ static bool is_unknown(const struct entry *e)
 	return !e->local && entry_document(e, &d) && d.size_bytes < 0 && e->past->learned_bytes == 0;
 }
 
-/* The next one of a folder, or NULL. tree.lock held. */
-static struct entry *find_unknown(struct folder *f)
+/* Is document i of the folder's listing one of unknown size? */
+static bool is_unknown_at(const struct folder *f, int i)
 {
-	if (!f->listing || !f->by_document || f->is_gone)
+	struct document d;
+
+	const struct entry *awake = resting_awake(&f->at_rest, i);
+	if (awake)
+		return is_unknown(awake);
+	listing_get(f->listing, i, &d);
+	return resting_has(&f->at_rest, i) && d.size_bytes < 0;
+}
+
+/* The next one of a folder, or NULL. tree.lock held. */
+static struct entry *find_unknown(struct tree *t, struct folder *f)
+{
+	if (!f->listing || !f->at_rest.of || f->is_gone)
 		return NULL;
 	if (f->learn_serial != listing_serial(f->listing)) {
 		f->learn_serial = listing_serial(f->listing);
 		f->learn_at = 0;
 	}
 	while (f->learn_at < listing_count(f->listing)) {
-		struct entry *e = f->by_document[f->learn_at++];
+		int i = f->learn_at++;
+		struct entry *e = is_unknown_at(f, i) ? folder_wake(t, f, i) : NULL;
 
-		if (e && is_unknown(e))
+		if (e)
 			return e;
 	}
 	return NULL;
@@ -97,7 +110,7 @@ static bool question_next(struct mount *m, struct question *ret)
 
 	for (int asked_for = 1; asked_for >= 0 && !m->is_ending; asked_for--) {
 		for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
-			struct entry *e = f->learns_first >= asked_for ? find_unknown(f) : NULL;
+			struct entry *e = f->learns_first >= asked_for ? find_unknown(&m->tree, f) : NULL;
 
 			if (!e) {
 				f->learns_first = f->learns_first && f->is_refreshing;
@@ -184,8 +197,8 @@ int learn_first(struct mount *m, struct folder *f, bool begins, bool *ret_is_bus
 		else
 			learn_wake(m);
 	}
-	for (int i = 0; f->listing && f->by_document && i < listing_count(f->listing); i++)
-		unknown += f->by_document[i] && is_unknown(f->by_document[i]);
+	for (int i = 0; f->at_rest.of && i < listing_count(f->listing); i++)
+		unknown += is_unknown_at(f, i);
 	*ret_is_busy = f->is_refreshing || (m->is_learning && f->learns_first);
 	return m->caps->knows_sizes ? 0 : unknown;
 }

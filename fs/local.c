@@ -591,21 +591,10 @@ int local_submit(struct mount *m, struct entry *e, struct folder *to, const char
 
 /* ---- becoming a document ----------------------------------------------------------------------------------- */
 
-static void leave_document(struct folder *f, struct entry *e)
+static void leave_document(struct entry *e)
 {
-	if (e->document_id) {
-		index_remove(&f->unlisted, e);
-		entry_clear_id(e);
-	}
-	if (e->document >= 0) {
-		struct entry **at = &f->by_document[e->document];
-		while (*at && *at != e)
-			at = &(*at)->same;
-		if (*at)
-			*at = e->same;
-		e->same = NULL;
-		e->document = -1;
-	}
+	entry_leave_index(e);
+	entry_clear_id(e);
 	listing_unref(e->own);
 	e->own = NULL;
 }
@@ -620,7 +609,7 @@ int local_become_known(struct mount *m, struct entry *e, struct listing *l, int 
 	char *id = strdup(d.id);
 	if (!id)
 		return -ENOMEM;
-	leave_document(f, e);
+	leave_document(e);
 	e->document_id = id;
 	e->own = listing_ref(l);
 	e->own_at = at;
@@ -638,7 +627,8 @@ static bool is_ours(const struct folder *f, const char *document_id)
 	struct entry *e;
 	int at = f->listing ? listing_find(f->listing, document_id) : -1;
 
-	for (e = at >= 0 ? f->by_document[at] : NULL; e; e = e->same)
+	/* One at rest is not: nothing else is known of it. */
+	for (e = at >= 0 ? resting_awake(&f->at_rest, at) : NULL; e; e = e->same)
 		if (e->past->attached_wall_ms > 0 && !e->was_there_before)
 			return true;
 	for (size_t i = 0; (e = index_next(&f->unlisted, &i));)
@@ -670,7 +660,7 @@ int local_become_document(struct mount *m, struct entry *e, struct listing *docu
 int local_move_document(struct mount *m, struct entry *e, struct folder *to, const char *name, struct listing *attached,
 			bool was_there)
 {
-	leave_document(e->folder, e);
+	leave_document(e);
 	int r = folder_rename_entry(&m->tree, e, to, name);
 	return r < 0 ? r : local_become_document(m, e, attached, was_there);
 }
@@ -725,9 +715,15 @@ int local_detach(struct mount *m, struct folder *f, const char *document_id, con
 
 char *local_copy_sha256(const struct folder *f, const char *document_id)
 {
-	struct document d;
-	const struct entry *e = folder_find_document(f, document_id);
-	return e && entry_document(e, &d) && d.sha256 ? strdup(d.sha256) : NULL;
+	struct document d = { 0 };
+	int at = f->listing ? listing_find(f->listing, document_id) : -1;
+	const struct entry *e = folder_find_unlisted(f, document_id);
+
+	if (at >= 0)
+		listing_get(f->listing, at, &d);
+	else if (e)
+		(void)entry_document(e, &d); /* false: its hash is not known */
+	return d.sha256 ? strdup(d.sha256) : NULL;
 }
 
 int local_may_remove(struct mount *m, struct entry *e)
@@ -857,7 +853,7 @@ static int hide_other_names(struct mount *m, struct folder *f, struct entry *but
 	struct entry *others[OTHER_NAMES_MAX], *e;
 	int n = 0, at = f->listing ? listing_find(f->listing, id) : -1;
 
-	for (e = at >= 0 ? f->by_document[at] : NULL; e && n < OTHER_NAMES_MAX; e = e->same)
+	for (e = at >= 0 ? folder_wake(&m->tree, f, at) : NULL; e && n < OTHER_NAMES_MAX; e = e->same)
 		if (e != but && !e->local && e->past->attached_wall_ms == 0 && e->is_shown)
 			others[n++] = e;
 	for (size_t i = 0; n < OTHER_NAMES_MAX && (e = index_next(&f->unlisted, &i));)
@@ -892,11 +888,11 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	}
 	/* A rename that its caller no longer waits for: the file has its final name from now on. */
 	struct folder *home = tree_find_folder(t, item->session_id);
-	struct entry *there = home ? folder_find(home, item->name) : NULL;
+	struct entry *there = home ? folder_find(t, home, item->name) : NULL;
 	const char *there_id = there && there != e ? entry_document_id(there) : NULL;
 	if (e->is_shown && there_id && item->supersedes_id && strcmp(there_id, item->supersedes_id) == 0)
 		folder_hide_entry(t, there, false); /* it is replaced */
-	if (e->is_shown && home && (home != f || strcmp(e->name, item->name) != 0) && !folder_find(home, item->name)) {
+	if (e->is_shown && home && (home != f || strcmp(e->name, item->name) != 0) && !folder_has(home, item->name)) {
 		CLEANUP(text_release) char *old_name = strdup(e->name);
 		if (folder_rename_entry(t, e, home, item->name) == 0) {
 			if (old_name)
@@ -1003,7 +999,7 @@ int local_bring_home(struct mount *m, struct entry *e)
 		return -ENOENT;
 	if (!name)
 		return -ENOMEM;
-	if (from != home && folder_find(home, name))
+	if (from != home && folder_has(home, name))
 		return -EEXIST;
 	int r = from != home ? folder_rename_entry(&m->tree, e, home, name) : 0;
 	if (r < 0)
@@ -1072,7 +1068,7 @@ static void move_to_failed(struct mount *m, struct entry *e)
 		return; /* it stays where it is, as failed */
 	(void)snprintf(name, sizeof(name), "%s", e->name);
 	(void)snprintf(id, sizeof(id), "%08" PRIx64, e->node.ino);
-	for (int n = 4; folder_find(to, name) && n <= 16; n += 4)
+	for (int n = 4; folder_has(to, name) && n <= 16; n += 4)
 		name_tell_apart(e->name, id, n, name);
 	char *home_name = strdup(e->name);
 	if (!home_name || folder_rename_entry(&m->tree, e, to, name) < 0) {
@@ -1288,7 +1284,7 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			    (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
 			/* Nobody stands for what was detached since. */
-			if (f == mine && (f->by_document[i] || f->is_withheld) && is_prior(m, f, d.id))
+			if (f == mine && (resting_awake(&f->at_rest, i) || resting_has(&f->at_rest, i) || f->is_withheld) && is_prior(m, f, d.id))
 				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}
@@ -1407,7 +1403,7 @@ static void load_item(void *arg, const struct queue_item *item)
 	char name[NAME_BYTES_MAX + 1], id[24];
 	(void)snprintf(name, sizeof(name), "%s", item->name);
 	(void)snprintf(id, sizeof(id), "%08" PRIx64, item->ino);
-	for (int n = 4; f && folder_find(f, name) && n <= 16; n += 4)
+	for (int n = 4; f && folder_has(f, name) && n <= 16; n += 4)
 		name_tell_apart(item->name, id, n, name);
 	struct entry *e = f ? folder_add_entry(&m->tree, f, item->ino, name) : NULL;
 	struct local *l = e ? local_new() : NULL;

@@ -699,7 +699,7 @@ static struct entry *local_of_path(struct mount *m, const char *path)
 	struct entry *e = NULL;
 	for (struct folder *f = is_failed ? m->tree.first_failed : m->tree.first_folder; f && !e; f = f->next_shown)
 		if (strcmp(f->name, folder_name) == 0)
-			e = folder_find(f, name);
+			e = folder_find(&m->tree, f, name);
 	struct folder *session = tree_find_folder_named(&m->tree, folder_name);
 	if (!e && session)
 		e = local_find_refused(m, session, name);

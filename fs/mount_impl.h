@@ -84,6 +84,8 @@ enum freshness folder_freshness(struct mount *m, struct folder *f, int64_t since
 bool folder_lacks_budget(const struct folder *f);
 /* Sees to it that folders in use, or with documents under way, are asked about from time to time. tree.lock held. */
 void folders_poll_later(struct mount *m);
+/* Puts to rest all that may, giving others the lock now and then. tree.lock not held. */
+void folders_settle(struct mount *m);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */

@@ -134,6 +134,17 @@ void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1])
 	put_together(whole, find_extension(whole), "", ret);
 }
 
+bool name_is_safe(const char *title)
+{
+	size_t len = 0;
+
+	for (; title[len]; len++) {
+		if (title[len] < 0x20 || title[len] > 0x7e || title[len] == '/' || len == NAME_BYTES_MAX)
+			return false;
+	}
+	return len > 0 && title[0] != '.';
+}
+
 void name_tell_apart(const char *safe_name, const char *id, int length, char ret[NAME_BYTES_MAX + 1])
 {
 	char middle[3 + 64 + 2] = " (";

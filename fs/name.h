@@ -12,6 +12,9 @@
  * becomes "unnamed"; over 255 bytes is cut between characters, keeping the extension. Deterministic. */
 void name_make_safe(const char *title, char ret[NAME_BYTES_MAX + 1]);
 
+/* Is it surely its own safe name? Letters, digits and the like in ASCII; false: name_make_safe() says what it becomes. */
+bool name_is_safe(const char *title);
+
 /* The same name told apart: "a.pdf" with "3f2c" -> "a (3f2c).pdf", within 255 bytes. `length` of the id's hex digits
  * and letters are taken from its end that differs most (the last ones); callers lengthen it until the name is free. */
 void name_tell_apart(const char *safe_name, const char *id, int length, char ret[NAME_BYTES_MAX + 1]);

@@ -59,9 +59,29 @@ static bool is_folder_name(const void *item, const void *key)
 	return strcmp(((const struct folder *)item)->name, key) == 0;
 }
 
+/* So many inode numbers, from a multiple of it on, of which some rest in that folder. A folder's are mostly given one after the other. */
+enum { SPAN_INOS = 1024 };
+
+struct span {
+	uint64_t first;
+	struct folder *folder;
+	uint32_t count; /* how many */
+};
+
+static uint64_t hash_span(const void *item)
+{
+	return index_hash_number(((const struct span *)item)->first);
+}
+
+static bool is_span(const void *item, const void *key)
+{
+	return ((const struct span *)item)->first == *(const uint64_t *)key;
+}
+
 void tree_init(struct tree *t)
 {
 	*t = (struct tree){ .nodes = INDEX(hash_node),
+			    .spans = INDEX(hash_span),
 			    .folder_ids = INDEX(hash_folder_id),
 			    .folder_names = INDEX(hash_folder_name),
 			    .root = { .ino = INO_ROOT, .holds = 1, .kind = NODE_ROOT } };
@@ -92,6 +112,9 @@ void local_free(struct local *l)
 }
 
 static const struct entry_past no_past = { .mtime_ns = -1 };
+
+/* What may go to rest is remembered in a list; the memory of a long one is given back. */
+enum { IDLE_ROOM_KEPT = 4096, SETTLED_AT_ONCE = 1024 };
 
 struct entry_past *entry_past(struct entry *e)
 {
@@ -127,127 +150,39 @@ int entry_drop_own(struct entry *e)
 	return 0;
 }
 
-/* ---- memory of entries ------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------ */
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define IS_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define IS_SANITIZED
-#endif
-#ifdef IS_SANITIZED
-enum { HAS_BLOCKS = false }; /* each entry by itself, so that a use after its end is seen */
-#else
-enum { HAS_BLOCKS = true };
-#endif
-
-enum { BLOCK_BYTES = 64 * 1024 };
-
-struct entry_block {
-	struct entry_block *next;
-	_Alignas(ENTRY_STEP_BYTES) char bytes[];
-};
-
-static size_t entry_bytes(const char *name)
-{
-	size_t bytes = offsetof(struct entry, first_name) + strlen(name) + 1;
-
-	return bytes > sizeof(struct entry) ? bytes : sizeof(struct entry);
-}
-
-/* In steps; 0: too large for the blocks. */
-static size_t size_of(size_t bytes)
-{
-	size_t n = (bytes + ENTRY_STEP_BYTES - 1) / ENTRY_STEP_BYTES;
-
-	return HAS_BLOCKS && n < ENTRY_SIZES ? n : 0;
-}
-
-/* Zeroed, but for the name. */
-static struct entry *entry_alloc(struct entry_blocks *b, const char *name)
-{
-	size_t bytes = entry_bytes(name), n = size_of(bytes);
-	struct entry *e = NULL;
-
-	if (n == 0) {
-		e = malloc(bytes);
-	} else if (b->spare[n]) {
-		e = b->spare[n];
-		b->spare[n] = *(void **)b->spare[n];
-	} else {
-		if (b->left_bytes < n * ENTRY_STEP_BYTES) {
-			struct entry_block *block = malloc(BLOCK_BYTES);
-			if (!block)
-				return NULL;
-			block->next = b->first; /* the rest of that one is lost: less than an entry */
-			b->first = block;
-			b->at = block->bytes;
-			b->left_bytes = BLOCK_BYTES - offsetof(struct entry_block, bytes);
-		}
-		e = (struct entry *)(void *)b->at;
-		b->at += n * ENTRY_STEP_BYTES;
-		b->left_bytes -= n * ENTRY_STEP_BYTES;
-	}
-	if (!e)
-		return NULL;
-	memset(e, 0, sizeof(*e));
-	memcpy(e->first_name, name, strlen(name) + 1);
-	return e;
-}
-
-static void entry_give_back(struct entry_blocks *b, struct entry *e)
-{
-	size_t n = size_of(entry_bytes(e->first_name));
-
-	if (n == 0) {
-		free(e);
-		return;
-	}
-	*(void **)e = b->spare[n];
-	b->spare[n] = e;
-}
-
-static void blocks_release(struct entry_blocks *b)
-{
-	for (struct entry_block *next, *block = b->first; block; block = next) {
-		next = block->next;
-		free(block);
-	}
-	*b = (struct entry_blocks){ 0 };
-}
-
-static void free_name(struct entry *e, char *name)
-{
-	if (name != e->first_name)
-		free(name);
-}
-
-static void entry_free(struct tree *t, struct entry *e)
+static void entry_free(struct entry *e)
 {
 	local_free(e->local);
 	entry_clear_id(e);
 	listing_unref(e->own);
 	if (e->past != &no_past)
 		free((struct entry_past *)e->past);
-	free_name(e, e->name);
-	entry_give_back(&t->blocks, e);
+	free(e->name);
+	free(e);
+}
+
+static void snapshot_free(struct snapshot *s)
+{
+	listing_unref(s->of);
+	free(s->was_at_rest);
+	free(s->items);
+	free(s);
 }
 
 static void snapshot_release_items(struct tree *t, struct snapshot *s)
 {
 	for (int i = 0; i < s->count; i++)
 		node_drop(t, &s->items[i]->node);
-	free(s->items);
-	free(s);
+	snapshot_free(s);
 }
 
 static void folder_free(struct folder *f)
 {
 	session_release(&f->session);
 	listing_unref(f->listing);
-	free(f->by_document);
+	resting_release(&f->at_rest);
 	index_release(&f->names);
 	index_release(&f->hidden);
 	index_release(&f->unlisted);
@@ -256,14 +191,14 @@ static void folder_free(struct folder *f)
 }
 
 /* As the tree ends: everything goes, whoever held it. */
-static void node_free(struct tree *t, struct node *n)
+static void node_free(struct node *n)
 {
 	switch (n->kind) {
 	case NODE_FOLDER:
 		folder_free((struct folder *)n);
 		break;
 	case NODE_ENTRY:
-		entry_free(t, (struct entry *)n);
+		entry_free((struct entry *)n);
 		break;
 	case NODE_LINK:
 		free(((struct link *)n)->target);
@@ -280,33 +215,29 @@ void tree_release(struct tree *t)
 	for (size_t at = 0; (n = index_next(&t->nodes, &at));) {
 		if (n->kind == NODE_FOLDER) {
 			struct snapshot *s = ((struct folder *)n)->snapshot;
-			if (s) {
-				free(s->items); /* the entries are freed below, whoever held them */
-				free(s);
-			}
+			if (s)
+				snapshot_free(s); /* the entries are freed below, whoever held them */
 		}
 	}
 	for (size_t at = 0; (n = index_next(&t->nodes, &at));)
-		node_free(t, n);
+		node_free(n);
+	struct span *span;
+	for (size_t at = 0; (span = index_next(&t->spans, &at));)
+		free(span);
+	index_release(&t->spans);
 	index_release(&t->nodes);
 	index_release(&t->folder_ids);
 	index_release(&t->folder_names);
-	blocks_release(&t->blocks);
+	free(t->idle);
 	pthread_mutex_destroy(&t->lock);
 }
 
-struct node *tree_find(struct tree *t, uint64_t ino)
+static struct node *find_awake(struct tree *t, uint64_t ino)
 {
 	if (ino == INO_ROOT)
 		return &t->root;
 	ino &= ~INO_REFUSED_BIT;
 	return index_find(&t->nodes, index_hash_number(ino), is_ino, &ino);
-}
-
-void node_count_lookup(struct node *n)
-{
-	if (n->lookups < UINT32_MAX)
-		n->lookups++;
 }
 
 void node_hold(struct node *n)
@@ -324,28 +255,327 @@ static void node_free_if_unknown(struct tree *t, struct node *n)
 	index_remove(&t->nodes, n);
 	if (s)
 		snapshot_drop(t, s);
-	node_free(t, n);
+	node_free(n);
 	if (f)
 		node_drop(t, &f->node);
+}
+
+/* It may go to rest now; whether it does is seen when it is its turn. Without memory it stays awake. */
+static void note_idle(struct tree *t, const struct entry *e)
+{
+	if (t->idle_count == t->idle_room) {
+		size_t room = t->idle_room ? t->idle_room * 2 : 64;
+		uint64_t *idle = realloc(t->idle, room * sizeof(*idle));
+		if (!idle)
+			return;
+		t->idle = idle;
+		t->idle_room = room;
+	}
+	t->idle[t->idle_count++] = e->node.ino;
+}
+
+/* Nothing but its folder's names holds it. */
+static bool is_idle(const struct entry *e)
+{
+	return e->node.holds == 1 && e->is_shown && e->document >= 0 && !e->local;
 }
 
 void node_drop(struct tree *t, struct node *n)
 {
 	assert(n->holds > 0);
 	n->holds--;
-	node_free_if_unknown(t, n);
+	if (n->kind == NODE_ENTRY && is_idle((struct entry *)n))
+		note_idle(t, (struct entry *)n);
+	else
+		node_free_if_unknown(t, n);
+}
+
+/* Not in the names yet. */
+static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
+{
+	struct entry *e = malloc(sizeof(*e));
+	if (!e)
+		return NULL;
+	*e = (struct entry){ .node = { .ino = ino, .kind = NODE_ENTRY, .holds = 1 },
+			     .folder = f,
+			     .name = strdup(name),
+			     .document = -1,
+			     .past = &no_past };
+	if (!e->name || index_put(&t->nodes, &e->node) < 0) {
+		entry_free(e);
+		return NULL;
+	}
+	node_hold(&f->node);
+	return e;
+}
+
+/* The opposite, for one that nobody has seen. */
+static void entry_undo(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+	index_remove(&t->nodes, &e->node);
+	entry_free(e);
+	node_drop(t, &f->node);
+}
+
+static void forget_snapshot(struct tree *t, struct folder *f);
+
+/* ---- rest -------------------------------------------------------------------------------------------------- */
+
+/* The folder where that number rests, and as which of its documents. NULL: none. */
+static struct folder *find_resting(const struct tree *t, uint64_t ino, int *ret_document)
+{
+	uint64_t first = ino / SPAN_INOS * SPAN_INOS, hash = index_hash_number(first);
+	struct span *span;
+
+	for (size_t at = 0; (span = index_find_next(&t->spans, hash, is_span, &first, &at));) {
+		*ret_document = resting_find_ino(&span->folder->at_rest, ino);
+		if (*ret_document >= 0)
+			return span->folder;
+	}
+	return NULL;
+}
+
+static struct span *find_span(const struct tree *t, const struct folder *f, uint64_t ino)
+{
+	uint64_t first = ino / SPAN_INOS * SPAN_INOS, hash = index_hash_number(first);
+	struct span *span;
+
+	for (size_t at = 0; (span = index_find_next(&t->spans, hash, is_span, &first, &at));)
+		if (span->folder == f)
+			return span;
+	return NULL;
+}
+
+static int span_add(struct tree *t, struct folder *f, uint64_t ino)
+{
+	struct span *span = find_span(t, f, ino);
+
+	if (!span) {
+		span = malloc(sizeof(*span));
+		if (!span)
+			return -ENOMEM;
+		*span = (struct span){ .first = ino / SPAN_INOS * SPAN_INOS, .folder = f };
+		if (index_put(&t->spans, span) < 0) {
+			free(span);
+			return -ENOMEM;
+		}
+	}
+	span->count++;
+	return 0;
+}
+
+static void span_drop(struct tree *t, struct folder *f, uint64_t ino)
+{
+	struct span *span = find_span(t, f, ino);
+
+	if (!span || --span->count > 0)
+		return;
+	index_remove(&t->spans, span);
+	free(span);
+}
+
+static void view_fill(struct folder *f, int i, struct entry_view *room)
+{
+	struct rest rest = resting_get(&f->at_rest, i);
+
+	room->entry = (struct entry){
+		.node = { .ino = rest.ino, .lookups = rest.lookups, .holds = 1, .kind = NODE_ENTRY },
+		.folder = f,
+		.name = (char *)resting_name(f->listing, i, room->name),
+		.past = &no_past,
+		.document = i,
+		.is_shown = true,
+		.is_saved = rest.is_saved,
+		.is_view = true,
+	};
+}
+
+struct entry *folder_wake(struct tree *t, struct folder *f, int i)
+{
+	char room[NAME_BYTES_MAX + 1];
+
+	if (!resting_has(&f->at_rest, i))
+		return resting_awake(&f->at_rest, i);
+	struct rest rest = resting_get(&f->at_rest, i);
+	struct entry *e = entry_new(t, f, rest.ino, resting_name(f->listing, i, room));
+	if (!e)
+		return NULL;
+	if (index_put(&f->names, e) < 0) {
+		entry_undo(t, e);
+		return NULL;
+	}
+	resting_take(&f->at_rest, i);
+	span_drop(t, f, rest.ino);
+	e->node.lookups = rest.lookups;
+	e->is_saved = rest.is_saved;
+	e->is_shown = true;
+	e->is_in_walk = f->snapshot && f->snapshot->is_growing && f->snapshot->of; /* it was there when that began */
+	e->document = i;
+	resting_set_awake(&f->at_rest, i, e);
+	note_idle(t, e);
+	return e;
+}
+
+int folder_wake_all(struct tree *t, struct folder *f)
+{
+	int r = 0;
+
+	for (int i = 0; f->listing && i < listing_count(f->listing); i++)
+		if (resting_has(&f->at_rest, i) && !folder_wake(t, f, i))
+			r = -ENOMEM;
+	return r;
+}
+
+/* Is there nothing to know of it but what is known of one at rest? */
+static bool may_rest(const struct entry *e)
+{
+	const struct folder *f = e->folder;
+	char room[NAME_BYTES_MAX + 1];
+
+	return is_idle(e) && e->past == &no_past && !e->document_id && !e->own && !e->was_there_before && f->at_rest.of && resting_awake(&f->at_rest, e->document) == e && !e->same &&
+	       strcmp(resting_name(f->listing, e->document, room), e->name) == 0;
+}
+
+static void go_to_rest(struct tree *t, struct entry *e)
+{
+	struct folder *f = e->folder;
+	struct rest rest = { .ino = e->node.ino, .lookups = e->node.lookups, .is_saved = e->is_saved };
+
+	if (span_add(t, f, rest.ino) < 0)
+		return;
+	if (resting_put(&f->at_rest, e->document, rest) < 0) {
+		span_drop(t, f, rest.ino);
+		return;
+	}
+	index_remove(&f->names, e);
+	index_remove(&t->nodes, &e->node);
+	entry_free(e);
+	node_drop(t, &f->node);
+}
+
+bool tree_settle(struct tree *t)
+{
+	for (int i = 0; i < SETTLED_AT_ONCE && t->idle_count > 0; i++) {
+		struct node *n = find_awake(t, t->idle[--t->idle_count]);
+		if (n && n->kind == NODE_ENTRY && may_rest((struct entry *)n))
+			go_to_rest(t, (struct entry *)n);
+	}
+	if (t->idle_count == 0 && t->idle_room > IDLE_ROOM_KEPT) {
+		free(t->idle);
+		t->idle = NULL;
+		t->idle_room = 0;
+	}
+	return t->idle_count > 0;
+}
+
+struct node *tree_find(struct tree *t, uint64_t ino)
+{
+	struct node *n = find_awake(t, ino);
+	int document;
+
+	if (n)
+		return n;
+	struct folder *f = find_resting(t, ino & ~INO_REFUSED_BIT, &document);
+	struct entry *e = f ? folder_wake(t, f, document) : NULL;
+	return e ? &e->node : NULL;
+}
+
+struct node *tree_look(struct tree *t, uint64_t ino, struct entry_view *room)
+{
+	struct node *n = find_awake(t, ino);
+	int document;
+
+	if (n)
+		return n;
+	struct folder *f = find_resting(t, ino & ~INO_REFUSED_BIT, &document);
+	if (!f)
+		return NULL;
+	view_fill(f, document, room);
+	return &room->entry.node;
+}
+
+void node_count_lookup(struct node *n)
+{
+	struct entry *e = (struct entry *)n;
+
+	if (n->kind == NODE_ENTRY && e->is_view)
+		resting_count_lookup(&e->folder->at_rest, e->document);
+	else if (n->lookups < UINT32_MAX)
+		n->lookups++;
 }
 
 void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 {
-	struct node *n = (ino & INO_REFUSED_BIT) ? NULL : tree_find(t, ino);
-	if (!n)
-		return; /* one of the fixed ones */
+	struct node *n = (ino & INO_REFUSED_BIT) ? NULL : find_awake(t, ino);
+	int document;
+
+	if (!n) { /* at rest, or one of the fixed ones */
+		struct folder *f = (ino & INO_REFUSED_BIT) ? NULL : find_resting(t, ino, &document);
+		if (f)
+			resting_forget(&f->at_rest, document, count);
+		return;
+	}
 	if (n->lookups == UINT32_MAX)
 		return; /* it was not counted any further: it stays */
 	n->lookups -= count < n->lookups ? (uint32_t)count : n->lookups;
 	node_free_if_unknown(t, n);
 }
+
+void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest)
+{
+	int n = listing_count(rest->of), count = 0;
+
+	for (int i = 0; i < n; i++) {
+		if (!resting_has(rest, i))
+			continue;
+		if (span_add(t, f, resting_get(rest, i).ino) < 0)
+			resting_take(rest, i); /* it is named anew, as one seen for the first time */
+		else
+			count++;
+	}
+	f->listing = listing_ref(rest->of);
+	f->at_rest = *rest;
+	*rest = (struct resting){ 0 };
+	f->shown_count += count;
+	if (count > 0) {
+		folder_touch(f);
+		forget_snapshot(t, f);
+	}
+}
+
+void folder_renew_listing(struct folder *f, struct listing *l)
+{
+	struct listing *old = f->listing;
+
+	f->listing = listing_ref(l);
+	resting_renew(&f->at_rest, l);
+	listing_unref(old);
+}
+
+void folder_drop_resting(struct tree *t, struct folder *f, int i)
+{
+	span_drop(t, f, resting_get(&f->at_rest, i).ino);
+	resting_take(&f->at_rest, i);
+	f->shown_count--;
+	folder_touch(f);
+	forget_snapshot(t, f);
+}
+
+void folder_drop_all_resting(struct tree *t, struct folder *f)
+{
+	for (int i = 0; f->at_rest.of && i < listing_count(f->at_rest.of); i++) {
+		if (!resting_has(&f->at_rest, i))
+			continue;
+		span_drop(t, f, resting_get(&f->at_rest, i).ino);
+		f->shown_count--;
+	}
+	resting_release(&f->at_rest);
+	folder_touch(f);
+	forget_snapshot(t, f);
+}
+
+/* ---- folders ----------------------------------------------------------------------------------------------- */
 
 struct folder *tree_find_folder(struct tree *t, const char *session_id)
 {
@@ -448,18 +678,21 @@ struct folder *tree_add_folder(struct tree *t, enum folder_kind kind, uint64_t i
 	return f;
 }
 
-/* e stands for its document no longer. */
-static void leave_index(struct folder *f, struct entry *e)
+void entry_leave_index(struct entry *e)
 {
+	struct folder *f = e->folder;
+
 	if (e->document_id)
 		index_remove(&f->unlisted, e);
-	if (e->document < 0 || !f->by_document)
+	if (e->document < 0 || !f->at_rest.of)
 		return;
-	struct entry **at = &f->by_document[e->document];
-	while (*at && *at != e)
-		at = &(*at)->same;
-	if (*at)
-		*at = e->same;
+	struct entry *before = resting_awake(&f->at_rest, e->document);
+	if (before == e)
+		resting_set_awake(&f->at_rest, e->document, e->same);
+	while (before && before->same != e)
+		before = before->same;
+	if (before)
+		before->same = e->same;
 	e->same = NULL;
 	e->document = -1;
 }
@@ -470,7 +703,7 @@ static void take_name_away(struct tree *t, struct entry *e)
 	struct folder *f = e->folder;
 
 	index_remove(&f->hidden, e);
-	leave_index(f, e);
+	entry_leave_index(e);
 	node_drop(t, &e->node);
 }
 
@@ -491,10 +724,9 @@ static void forget_entries(struct tree *t, struct folder *f)
 			take_name_away(t, all[i]);
 	}
 	free(all); /* without memory they stay until the mount ends, seen by nobody */
+	folder_drop_all_resting(t, f);
 	listing_unref(f->listing);
 	f->listing = NULL;
-	free(f->by_document);
-	f->by_document = NULL;
 }
 
 void tree_hide_folder(struct tree *t, struct folder *f)
@@ -572,9 +804,43 @@ static int snapshot_add(struct snapshot *s, struct entry *e)
 	return 0;
 }
 
-struct entry *folder_find(const struct folder *f, const char *name)
+static struct entry *find_name(const struct folder *f, const char *name)
 {
 	return index_find(&f->names, index_hash_text(name), is_name, name);
+}
+
+struct entry *folder_find(struct tree *t, struct folder *f, const char *name)
+{
+	struct entry *e = find_name(f, name);
+	int at = e ? -1 : resting_find_name(&f->at_rest, name);
+
+	return at >= 0 ? folder_wake(t, f, at) : e;
+}
+
+struct entry *folder_look(struct folder *f, const char *name, struct entry_view *room)
+{
+	struct entry *e = find_name(f, name);
+	int at = e ? -1 : resting_find_name(&f->at_rest, name);
+
+	if (at < 0)
+		return e;
+	view_fill(f, at, room);
+	return &room->entry;
+}
+
+bool folder_has(const struct folder *f, const char *name)
+{
+	return find_name(f, name) || resting_find_name(&f->at_rest, name) >= 0;
+}
+
+bool folder_shows(const struct folder *f, int i)
+{
+	if (resting_has(&f->at_rest, i))
+		return true;
+	for (const struct entry *e = resting_awake(&f->at_rest, i); e; e = e->same)
+		if (e->is_shown)
+			return true;
+	return false;
 }
 
 struct entry *folder_find_hidden(const struct folder *f, const char *name)
@@ -591,34 +857,6 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 	if (f->snapshot && f->snapshot->is_growing && !e->is_in_walk)
 		e->is_in_walk = snapshot_add(f->snapshot, e) ==
 				0; /* without memory its readers miss a name, the next walk has it */
-}
-
-/* Not in the names yet. */
-static struct entry *entry_new(struct tree *t, struct folder *f, uint64_t ino, const char *name)
-{
-	struct entry *e = entry_alloc(&t->blocks, name);
-	if (!e)
-		return NULL;
-	e->node = (struct node){ .ino = ino, .kind = NODE_ENTRY, .holds = 1 };
-	e->folder = f;
-	e->document = -1;
-	e->past = &no_past;
-	e->name = e->first_name;
-	if (index_put(&t->nodes, &e->node) < 0) {
-		entry_free(t, e);
-		return NULL;
-	}
-	node_hold(&f->node);
-	return e;
-}
-
-/* The opposite, for one that nobody has seen. */
-static void entry_undo(struct tree *t, struct entry *e)
-{
-	struct folder *f = e->folder;
-	index_remove(&t->nodes, &e->node);
-	entry_free(t, e);
-	node_drop(t, &f->node);
 }
 
 struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name)
@@ -665,7 +903,7 @@ void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name)
 	forget_snapshot(t, f);
 	if (keeps_name && index_put(&f->hidden, e) == 0)
 		return; /* the folder's hold stays */
-	leave_index(f, e);
+	entry_leave_index(e);
 	node_drop(t, &e->node);
 }
 
@@ -699,7 +937,7 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 		free(new_name);
 		return -ENOMEM;
 	}
-	free_name(e, old_name);
+	free(old_name);
 	node_hold(&to->node);
 	if (reserved)
 		take_name_away(t, reserved);
@@ -713,12 +951,17 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 	return 0;
 }
 
-struct entry *folder_find_document(const struct folder *f, const char *document_id)
+struct entry *folder_find_unlisted(const struct folder *f, const char *document_id)
+{
+	return index_find(&f->unlisted, index_hash_text(document_id), is_document, document_id);
+}
+
+struct entry *folder_find_document(struct tree *t, struct folder *f, const char *document_id)
 {
 	int at = f->listing ? listing_find(f->listing, document_id) : -1;
-	if (at >= 0 && f->by_document[at])
-		return f->by_document[at];
-	return index_find(&f->unlisted, index_hash_text(document_id), is_document, document_id);
+	struct entry *e = at >= 0 ? folder_wake(t, f, at) : NULL;
+
+	return e ? e : folder_find_unlisted(f, document_id);
 }
 
 struct entry *folder_next_unlisted(const struct folder *f, const char *document_id, size_t *at)
@@ -728,15 +971,33 @@ struct entry *folder_next_unlisted(const struct folder *f, const char *document_
 
 int folder_count_names(const struct folder *f, const char *document_id)
 {
-	int n = 0, at = f->listing ? listing_find(f->listing, document_id) : -1;
+	int at = f->listing ? listing_find(f->listing, document_id) : -1;
+	int n = at >= 0 && resting_has(&f->at_rest, at);
 	struct entry *e;
 
 	if (at >= 0)
-		for (e = f->by_document[at]; e; e = e->same)
+		for (e = resting_awake(&f->at_rest, at); e; e = e->same)
 			n += e->is_shown;
 	for (size_t i = 0; (e = folder_next_unlisted(f, document_id, &i));)
 		n += e->is_shown;
 	return n;
+}
+
+/* Marks those that rest now. */
+static int note_resting(struct snapshot *s, const struct folder *f)
+{
+	if (f->at_rest.names.used == 0)
+		return 0;
+	int n = listing_count(f->listing);
+	s->was_at_rest = calloc((size_t)n / 8 + 1, 1);
+	if (!s->was_at_rest)
+		return -ENOMEM;
+	for (int i = 0; i < n; i++)
+		if (resting_has(&f->at_rest, i))
+			s->was_at_rest[i / 8] |= (unsigned char)(1 << i % 8);
+	s->of = listing_ref(f->listing);
+	s->of_count = n;
+	return 0;
 }
 
 struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing)
@@ -749,10 +1010,10 @@ struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growi
 		if (!s)
 			return NULL;
 		*s = (struct snapshot){ .refs = 1, .is_growing = is_growing };
-		s->room = f->shown_count + 1;
+		s->room = (int)f->names.used + 1;
 		s->items = malloc((size_t)s->room * sizeof(*s->items));
-		if (!s->items) {
-			free(s);
+		if (!s->items || note_resting(s, f) < 0) {
+			snapshot_free(s);
 			return NULL;
 		}
 		for (size_t at = 0; (e = index_next(&f->names, &at));)
@@ -762,6 +1023,33 @@ struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growi
 	}
 	f->snapshot->refs++;
 	return f->snapshot;
+}
+
+int snapshot_count(const struct snapshot *s)
+{
+	return s->of_count + s->count;
+}
+
+struct entry *snapshot_look(const struct snapshot *s, struct folder *f, int i, struct entry_view *room)
+{
+	char name_room[NAME_BYTES_MAX + 1];
+	const char *id, *filename;
+
+	if (i >= s->of_count) {
+		struct entry *e = s->items[i - s->of_count];
+		return e->is_shown && e->folder == f ? e : NULL;
+	}
+	if (!(s->was_at_rest[i / 8] & 1 << i % 8))
+		return NULL;
+	if (f->at_rest.of == s->of && resting_has(&f->at_rest, i)) {
+		view_fill(f, i, room);
+		return &room->entry;
+	}
+	/* It was woken, or has another place in a later listing. A name that another document has by now is not this one. */
+	struct entry *e = folder_look(f, resting_name(s->of, i, name_room), room);
+	const char *now = e ? entry_document_id(e) : NULL;
+	listing_get_names(s->of, i, &id, &filename);
+	return now && strcmp(now, id) == 0 ? e : NULL;
 }
 
 void folder_forget_snapshot(struct tree *t, struct folder *f)

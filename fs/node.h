@@ -4,7 +4,11 @@
  * The tree is the sole owner of node memory. A node lives while somebody holds it: the kernel (`lookups`), or one of ours (`holds`: the
  * folder that shows it, an open handle, a directory snapshot, a job). One lock, tree->lock, guards every field here that is
  * not said to be constant; functions below want it held unless they say otherwise. It is never held while a server is asked, the
- * disk is synced, a request is replied to at length, or the kernel is notified. Order: tree->lock, then a spool's own, then the park's. */
+ * disk is synced, a request is replied to at length, or the kernel is notified. Order: tree->lock, then a spool's own, then the park's.
+ *
+ * Most documents have no node: they rest (resting.h), known by name and number alone. Who only looks at one is shown it in memory of his own
+ * (folder_look(), tree_look()); who wants more of it wakes it (folder_find(), tree_find(), folder_wake()), and has an entry until he gives
+ * up the lock, or longer if he holds it. tree_settle() puts back to rest what nobody holds and there is nothing else to know of. */
 #pragma once
 
 #include <pthread.h>
@@ -16,6 +20,7 @@
 #include "client/base/index.h"
 #include "fs/park.h"
 #include "fs/queue.h"
+#include "fs/resting.h"
 #include "fs/spool.h"
 #include "fs/state.h"
 
@@ -81,12 +86,11 @@ struct entry_past {
 	int64_t attached_ms;      /* the same on the monotonic clock; 0: before this start */
 };
 
-/* A name in a folder. There may be 100,000, so it is kept small: what few have stands elsewhere, and the first name in the same piece of
- * memory. */
+/* A name in a folder, that is awake. */
 struct entry {
 	struct node node; /* first */
 	struct folder *folder;
-	char *name;              /* constant while the entry is in folder->names; owned unless it is first_name */
+	char *name;              /* constant while the entry is in folder->names; owned */
 	char *document_id;       /* set while document < 0 and the entry stands for one; entry_clear_id() */
 	struct listing *own;     /* a small listing that holds it, as an upload's answer or a page had it; NULL: not known */
 	struct entry *same;      /* the next entry for the same listed document */
@@ -100,7 +104,13 @@ struct entry {
 	bool is_saved_gone : 1;    /* ... and as gone */
 	bool is_in_walk : 1;       /* in the folder's growing snapshot already */
 	bool borrows_id : 1;       /* document_id is a text of own's */
-	char first_name[];
+	bool is_view : 1;          /* it rests: this is what it looks like */
+};
+
+/* Room for one that rests, to be looked at until the lock is given up. */
+struct entry_view {
+	struct entry entry;
+	char name[NAME_BYTES_MAX + 1];
 };
 
 enum folder_kind { FOLDER_SESSION, FOLDER_FAILED /* the failed files of one session */ };
@@ -128,7 +138,7 @@ struct folder {
 	bool is_recalling;            /* the flight under way looks at the disk first: what it finds there is shown at once */
 	bool was_recalled;
 	struct listing *listing;      /* as last applied; NULL: none yet */
-	struct entry **by_document;   /* for each of the listing's documents the first of its entries */
+	struct resting at_rest;       /* who stands for the listing's documents; all that rest are shown */
 	struct index names;           /* shown entries by name */
 	struct index hidden;          /* entries by name that are gone and keep their name */
 	struct index unlisted;        /* entries by document_id that the listing does not have */
@@ -157,14 +167,17 @@ struct folder {
 	struct folder **back_shown;   /* what points to it there */
 };
 
-/* The names of a folder for readdir, in an order that does not change; counted by its folder and its handles. It grows while the
- * folder's first walk is under way, so that names are handed out as pages arrive. */
+/* The names of a folder for readdir, in an order that does not change; counted by its folder and its handles. First come those that were at
+ * rest, then the others. It grows while the folder's first walk is under way, so that names are handed out as pages arrive. */
 struct snapshot {
 	uint32_t refs;
-	int count, room;
 	bool is_growing;
-	int error; /* of the walk that ended the growing */
-	struct entry **items; /* held */
+	int error;                   /* of the walk that ended the growing */
+	struct listing *of;          /* counted; NULL: nothing rested */
+	unsigned char *was_at_rest;  /* a bit for each of its documents */
+	int of_count;                /* how many it has */
+	int count, room;
+	struct entry **items;        /* held */
 };
 
 struct link {
@@ -172,20 +185,12 @@ struct link {
 	char *target;
 };
 
-/* Where entries come from: blocks of their own, so that what is read beside them leaves no holes between them. A block is kept until the
- * tree ends; what is freed in it is used again for entries of the same size. */
-enum { ENTRY_STEP_BYTES = 16, ENTRY_SIZES = 32 };
-struct entry_blocks {
-	struct entry_block *first;
-	char *at;                  /* in the first: what was not given out yet */
-	size_t left_bytes;
-	void *spare[ENTRY_SIZES];  /* by size, each with the address of the next in it */
-};
-
 struct tree {
 	pthread_mutex_t lock;
-	struct entry_blocks blocks;
 	struct index nodes;        /* by ino */
+	struct index spans;        /* which folders have inode numbers at rest in a range of them */
+	uint64_t *idle;            /* inode numbers of entries that may go to rest */
+	size_t idle_count, idle_room;
 	struct folder *first_folder; /* session folders, shown, in the order they came */
 	struct folder **last_folder; /* where the next one is put */
 	struct index folder_ids, folder_names; /* of those; tree_rename_folder() */
@@ -200,11 +205,17 @@ struct tree {
 void tree_init(struct tree *t);
 void tree_release(struct tree *t); /* frees every node; nobody holds any */
 
+/* NULL: there is none, or no memory to wake it. */
 struct node *tree_find(struct tree *t, uint64_t ino);
+/* The same to look at: one that rests is shown in `room`. */
+struct node *tree_look(struct tree *t, uint64_t ino, struct entry_view *room);
+/* Puts to rest what may, a thousand at most; true: there are more. To be called where nobody has an entry that he does not hold: right after
+ * the lock was taken. */
+bool tree_settle(struct tree *t);
 /* The kernel forgets `count` lookups. */
 void tree_forget(struct tree *t, uint64_t ino, uint64_t count);
 
-/* The kernel was told of it once more. */
+/* The kernel was told of it once more. It may be a view. */
 void node_count_lookup(struct node *n);
 void node_hold(struct node *n);
 /* Frees the node when nobody holds it any more and the kernel does not know it. */
@@ -220,7 +231,25 @@ void tree_hide_folder(struct tree *t, struct folder *f);
 char *tree_rename_folder(struct tree *t, struct folder *f, char *name);
 struct link *tree_add_link(struct tree *t, uint64_t ino, const char *target);
 
-struct entry *folder_find(const struct folder *f, const char *name);
+/* NULL: it shows no such name, or there is no memory to wake it. */
+struct entry *folder_find(struct tree *t, struct folder *f, const char *name);
+/* The same to look at: one that rests is shown in `room`. */
+struct entry *folder_look(struct folder *f, const char *name, struct entry_view *room);
+bool folder_has(const struct folder *f, const char *name);
+/* The first of the entries of the listing's document i, awake. NULL: it has none (or no memory). */
+struct entry *folder_wake(struct tree *t, struct folder *f, int i);
+/* All that rest. -ENOMEM: not all. */
+int folder_wake_all(struct tree *t, struct folder *f);
+/* Those that rest are not shown any more, and nothing is known of them. */
+void folder_drop_resting(struct tree *t, struct folder *f, int i);
+void folder_drop_all_resting(struct tree *t, struct folder *f);
+/* Is there a shown name of the listing's document i? */
+bool folder_shows(const struct folder *f, int i);
+/* Nothing of a listing is shown yet: it is from now on, with what rests in it. Takes over `rest`, whose names and numbers are nobody
+ * else's, and its listing. */
+void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest);
+/* The same documents in the same places, said again. */
+void folder_renew_listing(struct folder *f, struct listing *l);
 struct entry *folder_find_hidden(const struct folder *f, const char *name);
 /* A new shown entry. NULL: no memory. */
 struct entry *folder_add_entry(struct tree *t, struct folder *f, uint64_t ino, const char *name);
@@ -232,14 +261,18 @@ void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name);
 int folder_show_entry(struct tree *t, struct entry *e);
 /* To be filled; NULL: no memory. */
 struct entry_past *entry_past(struct entry *e);
+/* It is found by its document no longer. */
+void entry_leave_index(struct entry *e);
 /* It has no document_id any more, and is in no index by it. */
 void entry_clear_id(struct entry *e);
 /* It has no listing of its own any more; a document_id stays. -ENOMEM: nothing changed. */
 int entry_drop_own(struct entry *e);
 /* -ENOMEM: nothing changed. The new name must be free. */
 int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, const char *name);
-/* Entries of this document: the first, then ->same (listed), or the one unlisted. */
-struct entry *folder_find_document(const struct folder *f, const char *document_id);
+/* Entries of this document, awake: the first, then ->same (listed), or the first unlisted. */
+struct entry *folder_find_document(struct tree *t, struct folder *f, const char *document_id);
+/* The first that no listing has. */
+struct entry *folder_find_unlisted(const struct folder *f, const char *document_id);
 /* Those that no listing has: one a call, *at begins at 0. NULL: no more. */
 struct entry *folder_next_unlisted(const struct folder *f, const char *document_id, size_t *at);
 /* How many shown entries stand for the document. */
@@ -247,7 +280,10 @@ int folder_count_names(const struct folder *f, const char *document_id);
 /* The current names, counted; NULL: no memory. While it is growing, folder_add_entry() adds to it. */
 struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing);
 void snapshot_drop(struct tree *t, struct snapshot *s);
-/* The folder's snapshot goes when nobody reads it any more: the kernel remembers the names itself, and it is 8 bytes each. */
+int snapshot_count(const struct snapshot *s);
+/* The name at that place, in `room` if it rests. NULL: it is not shown any more. */
+struct entry *snapshot_look(const struct snapshot *s, struct folder *f, int i, struct entry_view *room);
+/* The folder's snapshot goes when nobody reads it any more: the kernel remembers the names itself. */
 void folder_forget_snapshot(struct tree *t, struct folder *f);
 /* The folder's shape changed now. */
 void folder_touch(struct folder *f);

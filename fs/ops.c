@@ -100,7 +100,8 @@ static void reply_entry(struct mount *m, fuse_req_t req, const struct fuse_entry
 /* Fills the reply for a name of ours. tree.lock held. */
 static void fill_own(struct mount *m, uint64_t ino, struct fuse_entry_param *ret)
 {
-	struct node *n = tree_find(&m->tree, ino);
+	struct entry_view room;
+	struct node *n = tree_look(&m->tree, ino, &room);
 	*ret = (struct fuse_entry_param){ .ino = ino };
 	if (n) {
 		attr_fill_entry_param(m, n, ret);
@@ -129,7 +130,8 @@ static enum verdict look_in_folder(struct mount *m, struct folder *f, const char
 		fill_own(m, why, ret);
 		return FOUND;
 	}
-	struct entry *e = folder_find(f, name);
+	struct entry_view room;
+	struct entry *e = folder_look(f, name, &room);
 	enum freshness fresh = folder_freshness(m, f, since_ms, ret_error);
 	if (e && (fresh != LISTING_REFUSED || e->local)) {
 		attr_fill_entry_param(m, &e->node, ret);
@@ -281,6 +283,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	(void)tree_settle(&m->tree);
 	struct folder *f = find_folder(m, parent);
 	if (f || parent == INO_ROOT)
 		l = calloc(1, sizeof(*l));
@@ -326,11 +329,12 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 {
 	struct mount *m = mount_of(req);
 	struct fuse_entry_param p = { 0 };
+	struct entry_view room;
 	int error = 0;
 	(void)fi;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct node *n = tree_find(&m->tree, ino);
+	struct node *n = tree_look(&m->tree, ino, &room);
 	if (n) {
 		attr_fill_entry_param(m, n, &p);
 		p.attr.st_ino = ino;
@@ -432,7 +436,8 @@ static bool xattr_answer(fuse_req_t req, struct xattr *x, int how)
 	int r = 0, error = 0;
 
 	pthread_mutex_lock(&m->tree.lock);
-	struct node *n = tree_find(&m->tree, x->ino);
+	struct entry_view room;
+	struct node *n = tree_look(&m->tree, x->ino, &room);
 	struct folder *f = !n                       ? NULL
 			   : n->kind == NODE_FOLDER ? (struct folder *)n
 			   : n->kind == NODE_ENTRY  ? ((struct entry *)n)->folder
@@ -659,6 +664,7 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	(void)tree_settle(&m->tree);
 	h->ino = ino;
 	h->folder = find_folder(m, ino);
 	if (h->folder)
@@ -709,11 +715,13 @@ static bool add_dots(struct listing_reply *r, uint64_t ino, off_t *at)
 /* tree.lock held. */
 static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle *h, off_t at)
 {
-	struct snapshot *s = h->snapshot;
-	for (off_t i = at - 2; i < s->count; i++) {
-		struct entry *e = s->items[i];
+	const struct snapshot *s = h->snapshot;
+	struct entry_view room;
+
+	for (off_t i = at - 2; i < snapshot_count(s); i++) {
+		struct entry *e = snapshot_look(s, h->folder, (int)i, &room);
 		struct fuse_entry_param p;
-		if (!e->is_shown || e->folder != h->folder)
+		if (!e)
 			continue;
 		attr_fill_entry_param(m, &e->node, &p);
 		if (!add_entry(r, e->name, &p, i + 3))
@@ -856,6 +864,7 @@ static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info 
 	pthread_mutex_unlock(&m->tree.lock);
 	handle_free(m, h);
 	fuse_reply_err(req, 0);
+	folders_settle(m); /* the last reader of a first walk held all that it brought */
 }
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
@@ -953,6 +962,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	pthread_mutex_lock(&m->tree.lock);
+	(void)tree_settle(&m->tree);
 	struct entry *e = find_entry(m, ino);
 	if (e)
 		node_hold(&e->node);

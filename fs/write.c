@@ -92,10 +92,8 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 
 	pthread_mutex_lock(&m->tree.lock);
 	int r = local_check_name(m, f, name);
-	if (r == 0 && (e = folder_find(f, name))) {
+	if (r == 0 && folder_has(f, name))
 		r = (fi->flags & O_EXCL) ? -EEXIST : -ESTALE; /* the kernel looks again, and opens it */
-		e = NULL;
-	}
 	pthread_mutex_unlock(&m->tree.lock);
 	uint64_t ino = r == 0 ? state_next_ino(m->state) : 0;
 	if (r == 0)
@@ -110,7 +108,7 @@ void write_create(struct mount *m, fuse_req_t req, struct folder *f, const char 
 		spool_unref(s);
 	else
 		l->spool = s;
-	if (l && !folder_find(f, name))
+	if (l && !folder_has(f, name))
 		e = folder_add_entry(&m->tree, f, ino, name);
 	if (e) {
 		e->local = l;
@@ -213,10 +211,11 @@ static bool has_likeness(struct mount *m, const struct entry *e, int64_t size_by
 	const char *workspace = e->folder->session.workspace_id;
 
 	for (struct folder *f = m->tree.first_folder; f && workspace; f = f->next_shown) {
+		struct entry_view room;
 		const struct entry *other;
 		struct document d;
 		if (f->session.workspace_id && strcmp(f->session.workspace_id, workspace) == 0 &&
-		    (other = folder_find(f, e->name)) && other != e && entry_document(other, &d) &&
+		    (other = folder_look(f, e->name, &room)) && other != e && entry_document(other, &d) &&
 		    d.size_bytes >= size_bytes)
 			return true;
 	}

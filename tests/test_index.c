@@ -88,6 +88,26 @@ static void colliding_items_are_told_apart_and_survive_each_others_removal(void 
 	put_and_remove_at_random(hash_badly, 200, 20000);
 }
 
+static void a_set_that_was_large_gives_its_room_back(void **state)
+{
+	CLEANUP(index_release) struct index ix = INDEX(hash_well);
+	static struct item items[ITEMS];
+	size_t most;
+
+	(void)state;
+	for (int i = 0; i < ITEMS; i++) {
+		items[i] = (struct item){ .number = (uint32_t)i, .is_in = true };
+		assert_int_equal(index_put(&ix, &items[i]), 0);
+	}
+	most = ix.room;
+	for (int i = 10; i < ITEMS; i++) {
+		items[i].is_in = false;
+		index_remove(&ix, &items[i]);
+	}
+	assert_true(ix.room < most / 2);
+	check_all(&ix, items, ITEMS);
+}
+
 static void an_empty_set_finds_and_removes_nothing(void **state)
 {
 	CLEANUP(index_release) struct index ix = INDEX(hash_well);
@@ -161,6 +181,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_put_is_found_and_what_was_removed_is_not),
 		cmocka_unit_test(colliding_items_are_told_apart_and_survive_each_others_removal),
+		cmocka_unit_test(a_set_that_was_large_gives_its_room_back),
 		cmocka_unit_test(an_empty_set_finds_and_removes_nothing),
 		cmocka_unit_test(removing_takes_this_pointer_and_not_its_equal),
 		cmocka_unit_test(every_item_of_one_key_is_found_once),

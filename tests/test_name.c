@@ -61,6 +61,7 @@ static void a_title_becomes_a_safe_name(void **state)
 	for (size_t i = 0; i < COUNT(cases); i++) {
 		char name[NAME_BYTES_MAX + 1];
 		name_make_safe(cases[i].title, name);
+		assert_true(!name_is_safe(cases[i].title) || strcmp(name, cases[i].title) == 0);
 		if (strcmp(name, cases[i].name) != 0)
 			fail_msg("row %zu: '%s' became '%s', not '%s'", i, cases[i].title, name, cases[i].name);
 	}

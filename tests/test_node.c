@@ -55,7 +55,7 @@ static void a_node_lives_while_its_folder_the_kernel_or_one_of_ours_has_it(void 
 	e->node.lookups = 2;
 	node_hold(&e->node);
 	folder_hide_entry(t, e, false);
-	assert_null(folder_find(f, "a.pdf"));
+	assert_null(folder_find(t, f, "a.pdf"));
 	tree_forget(t, FIRST_INO, 1);
 	node_drop(t, &e->node);
 	assert_ptr_equal(tree_find(t, FIRST_INO), &e->node);
@@ -72,7 +72,7 @@ static void the_kernel_forgets_no_more_than_it_knows_and_never_what_is_shown(voi
 	e->node.lookups = 1;
 	tree_forget(t, FIRST_INO, 1000);
 	assert_int_equal(e->node.lookups, 0);
-	assert_ptr_equal(folder_find(f, "a.pdf"), e);
+	assert_ptr_equal(folder_find(t, f, "a.pdf"), e);
 	tree_forget(t, INO_ROOT, 1);
 	tree_forget(t, INO_CONTROL, 1);
 	tree_forget(t, 99999, 1);
@@ -122,7 +122,7 @@ static void a_folder_the_kernel_still_knows_comes_back_as_the_same_one_and_empty
 	tree_hide_folder(t, f);
 	assert_ptr_equal(add_folder(t, FOLDER_INO, "Q1"), f);
 	assert_int_equal(f->shown_count, 0);
-	assert_null(folder_find(f, "a.pdf"));
+	assert_null(folder_find(t, f, "a.pdf"));
 	assert_int_equal(f->node.lookups, 1);
 	assert_int_equal(t->folder_count, 1);
 	assert_ptr_equal(tree_find_folder_named(t, "Q1"), f);
@@ -177,7 +177,7 @@ static void of_a_thousand_folders_each_is_found_by_its_id_and_its_name_of_now(vo
 	assert_ptr_equal(tree_find_folder(t, "last"), added);
 }
 
-static void the_memory_of_an_entry_is_used_again(void **state)
+static void entries_with_names_of_every_length_come_and_go(void **state)
 {
 	struct tree *t = *state;
 	struct folder *f = add_folder(t, FOLDER_INO, "Q1");
@@ -203,7 +203,7 @@ static void the_memory_of_an_entry_is_used_again(void **state)
 			(void)snprintf(name, sizeof(name), "%0*d", 1 + i % 255, i);
 		else
 			(void)snprintf(name, sizeof(name), "another %d", i);
-		struct entry *e = folder_find(f, name);
+		struct entry *e = folder_find(t, f, name);
 		assert_non_null(e);
 		assert_int_equal(e->past->mtime_ns, i % 2 ? i : -1);
 	}
@@ -220,12 +220,12 @@ static void a_name_that_is_kept_is_not_shown_and_comes_back_with_its_entry(void 
 	uint64_t shape = f->shape;
 
 	folder_hide_entry(t, e, true);
-	assert_null(folder_find(f, "a.pdf"));
+	assert_null(folder_find(t, f, "a.pdf"));
 	assert_ptr_equal(folder_find_hidden(f, "a.pdf"), e);
 	assert_int_equal(f->shown_count, 0);
 	assert_true(f->shape > shape);
 	assert_int_equal(folder_show_entry(t, e), 0);
-	assert_ptr_equal(folder_find(f, "a.pdf"), e);
+	assert_ptr_equal(folder_find(t, f, "a.pdf"), e);
 	assert_null(folder_find_hidden(f, "a.pdf"));
 	assert_int_equal(f->shown_count, 1);
 }
@@ -237,12 +237,12 @@ static void a_new_file_takes_a_kept_name_over(void **state)
 	struct entry *gone = folder_add_hidden_entry(t, f, FIRST_INO, "a.pdf", "d1");
 
 	assert_non_null(gone);
-	assert_ptr_equal(folder_find_document(f, "d1"), gone);
+	assert_ptr_equal(folder_find_document(t, f, "d1"), gone);
 	assert_int_equal(folder_count_names(f, "d1"), 0);
 	struct entry *e = add(t, f, FIRST_INO + 1, "a.pdf");
-	assert_ptr_equal(folder_find(f, "a.pdf"), e);
+	assert_ptr_equal(folder_find(t, f, "a.pdf"), e);
 	assert_null(folder_find_hidden(f, "a.pdf"));
-	assert_null(folder_find_document(f, "d1"));
+	assert_null(folder_find_document(t, f, "d1"));
 	assert_null(tree_find(t, FIRST_INO));
 }
 
@@ -255,9 +255,9 @@ static void a_renamed_entry_is_found_under_its_new_name_alone_and_its_old_folder
 
 	assert_non_null(kept);
 	assert_int_equal(folder_rename_entry(t, e, to, "b.pdf"), 0);
-	assert_null(folder_find(from, "a.pdf"));
+	assert_null(folder_find(t, from, "a.pdf"));
 	assert_null(folder_find_hidden(to, "b.pdf"));
-	assert_ptr_equal(folder_find(to, "b.pdf"), e);
+	assert_ptr_equal(folder_find(t, to, "b.pdf"), e);
 	assert_int_equal(from->shown_count, 0);
 	assert_int_equal(to->shown_count, 1);
 	tree_hide_folder(t, from);
@@ -316,7 +316,7 @@ static void a_snapshot_keeps_its_names_and_its_order_whatever_happens_to_the_fol
 	struct entry *fresh = add(t, f, FIRST_INO + 100, "new.pdf");
 	for (int i = 0; i < 100; i += 2) {
 		(void)snprintf(name, sizeof(name), "%d.pdf", i);
-		folder_hide_entry(t, folder_find(f, name), false);
+		folder_hide_entry(t, folder_find(t, f, name), false);
 	}
 	assert_int_equal(s->count, 100);
 	assert_memory_equal(s->items, before, sizeof(before));
@@ -375,7 +375,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_folder_the_kernel_still_knows_comes_back_as_the_same_one_and_empty, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_link_goes_when_the_kernel_forgets_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(of_a_thousand_folders_each_is_found_by_its_id_and_its_name_of_now, setup, teardown),
-		cmocka_unit_test_setup_teardown(the_memory_of_an_entry_is_used_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(entries_with_names_of_every_length_come_and_go, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_name_that_is_kept_is_not_shown_and_comes_back_with_its_entry, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_new_file_takes_a_kept_name_over, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_renamed_entry_is_found_under_its_new_name_alone_and_its_old_folder_can_go, setup, teardown),

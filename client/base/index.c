@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-enum { ROOM_FIRST = 16 };
+enum { ROOM_FIRST = 16, ROOM_KEPT = 1024 /* what it does not get smaller than */ };
 
 static size_t home_of(uint64_t hash, size_t room)
 {
@@ -57,23 +57,29 @@ static void place(void **slots, size_t room, uint64_t hash, void *item)
 	slots[at] = item;
 }
 
+static int resize(struct index *ix, size_t room)
+{
+	void **slots = calloc(room, sizeof(*slots));
+
+	if (!slots)
+		return -ENOMEM;
+	for (size_t i = 0; i < ix->room; i++) {
+		if (ix->slots[i])
+			place(slots, room, ix->hash(ix->slots[i]), ix->slots[i]);
+	}
+	free(ix->slots);
+	ix->slots = slots;
+	ix->room = room;
+	return 0;
+}
+
 int index_put(struct index *ix, void *item)
 {
 	if (ix->used + 1 > ix->room / 4 * 3) {
 		size_t room =
 			ix->room + ix->room / 2; /* by halves: doubling leaves more than half of it empty at times */
-		if (room < ROOM_FIRST)
-			room = ROOM_FIRST;
-		void **slots = calloc(room, sizeof(*slots));
-		if (!slots)
+		if (resize(ix, room < ROOM_FIRST ? ROOM_FIRST : room) < 0)
 			return -ENOMEM;
-		for (size_t i = 0; i < ix->room; i++) {
-			if (ix->slots[i])
-				place(slots, room, ix->hash(ix->slots[i]), ix->slots[i]);
-		}
-		free(ix->slots);
-		ix->slots = slots;
-		ix->room = room;
 	}
 	place(ix->slots, ix->room, ix->hash(item), item);
 	ix->used++;
@@ -124,6 +130,8 @@ void index_remove(struct index *ix, const void *item)
 			hole = at;
 		}
 	}
+	if (room > ROOM_KEPT && ix->used < room / 8)
+		(void)resize(ix, room / 4); /* without memory it stays as it is */
 }
 
 void *index_next(const struct index *ix, size_t *at)

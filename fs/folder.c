@@ -329,7 +329,7 @@ static void load_names(struct mount *m, struct folder *f, struct listing *found,
 	if (is_loaded)
 		return;
 	if (found)
-		(void)resting_begin(&l.rest, found); /* without memory they are entries */
+		(void)resting_begin(&l.rest, found);                       /* without memory they are entries */
 	(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
 	if (ret_rest)
 		*ret_rest = l.rest;

@@ -161,8 +161,7 @@ static int show_again(struct tree *t, struct folder *f, struct entry *chain, str
 }
 
 static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, struct newcomer *new, int count,
-			 struct resting *documents, uint64_t (*next_ino)(void *arg), void *arg,
-			 struct layout_change *c)
+			 struct resting *documents, uint64_t (*next_ino)(void *arg), void *arg, struct layout_change *c)
 {
 	qsort(new, (size_t)count, sizeof(*new), older_first);
 	for (int i = 0; i < count; i++) {
@@ -295,7 +294,7 @@ struct passage {
 	struct tree *tree;
 	struct folder *folder;
 	struct listing *old, *new; /* old: NULL none */
-	struct resting at_rest; /* of the new one */
+	struct resting at_rest;    /* of the new one */
 	struct layout_change change;
 };
 

@@ -868,50 +868,81 @@ static int hide_other_names(struct mount *m, struct folder *f, struct entry *but
 	return n;
 }
 
-static void on_done(struct mount *m, struct entry *e, const struct queue_item *item, struct listing *document)
+/* An upload that is there, and what has to follow once the tree is let go. */
+struct arrival {
+	struct folder *folder; /* held: where the file belongs */
+	struct document d;     /* borrows from the answer */
+	bool was_there;        /* the document was in the session before the upload began */
+	bool was_unpacked;     /* an archive has become others, under names of their own: nothing stands for it */
+	bool was_unlinked;     /* while its last step was under way */
+	bool is_removed, sends_again;
+	struct spool *sent;               /* the bytes that were sent, if the file still has them */
+	char *old_id, *old_sha256;        /* the document it takes the place of */
+	uint64_t hidden[OTHER_NAMES_MAX]; /* inode numbers of other names of it */
+	int hidden_count;
+};
+
+static void arrival_release(struct arrival *a)
+{
+	spool_unref(a->sent);
+	free(a->old_id);
+	free(a->old_sha256);
+}
+
+/* tree.lock held. */
+static void note_superseded(const struct entry *e, const struct queue_item *item, struct arrival *a)
+{
+	if (!item->supersedes_id || strcmp(item->supersedes_id, a->d.id) == 0)
+		return;
+	a->old_id = strdup(item->supersedes_id);
+	a->old_sha256 = local_copy_sha256(e->folder, item->supersedes_id);
+}
+
+/* After a rename that its caller no longer waits for the file has its final name from now on. Returns the folder it is in.
+ * tree.lock held. */
+static struct folder *take_final_name(struct mount *m, struct entry *e, const struct queue_item *item)
 {
 	struct tree *t = &m->tree;
-	struct document d;
-	struct local *l = e->local;
-	CLEANUP(spool_release) struct spool *sent = NULL;
-	CLEANUP(text_release) char *old_id = NULL, *old_sha256 = NULL;
-	struct folder *f = e->folder;
-	bool is_removed = false;
-	uint64_t others[OTHER_NAMES_MAX];
-	int other_count = 0;
-
-	listing_get(document, 0, &d);
-	pthread_mutex_lock(&t->lock);
-	if (item->supersedes_id && strcmp(item->supersedes_id, d.id) != 0) {
-		old_id = strdup(item->supersedes_id);
-		old_sha256 = local_copy_sha256(f, item->supersedes_id);
-	}
-	/* A rename that its caller no longer waits for: the file has its final name from now on. */
-	struct folder *home = tree_find_folder(t, item->session_id);
+	struct folder *f = e->folder, *home = tree_find_folder(t, item->session_id);
 	struct entry *there = home ? folder_find(t, home, item->name) : NULL;
 	const char *there_id = there && there != e ? entry_document_id(there) : NULL;
+
 	if (e->is_shown && there_id && item->supersedes_id && strcmp(there_id, item->supersedes_id) == 0)
 		folder_hide_entry(t, there, false); /* it is replaced */
-	if (e->is_shown && home && (home != f || strcmp(e->name, item->name) != 0) && !folder_has(home, item->name)) {
-		CLEANUP(text_release) char *old_name = strdup(e->name);
-		if (folder_rename_entry(t, e, home, item->name) == 0) {
-			if (old_name)
-				notice_entry(m, f, old_name);
-			notice_entry(m, home, item->name);
-			f->local_count--;
-			home->local_count++;
-			f = home;
-		}
-	}
-	node_hold(&f->node);
-	bool was_there = was_there_before(f, item, &d), was_ours = is_ours(f, d.id);
-	/* An archive has become others, which show under names of their own: nothing stands for it. */
-	bool was_unpacked = document_extra(&d, "parent") != NULL;
-	/* One that was removed meanwhile is in none of its folder's indexes, and must not come into one: it is freed soon. */
-	if (!was_unpacked && e->is_shown)
-		(void)local_become_document(m, e, document, was_there); /* without memory the next listing names it */
-	if (!was_unpacked && !was_there && !was_ours && e->is_shown)
-		other_count = hide_other_names(m, f, e, d.id, others);
+	if (!e->is_shown || !home || (home == f && strcmp(e->name, item->name) == 0) || folder_has(home, item->name))
+		return f;
+	CLEANUP(text_release) char *old_name = strdup(e->name);
+	if (folder_rename_entry(t, e, home, item->name) < 0)
+		return f;
+	if (old_name)
+		notice_entry(m, f, old_name);
+	notice_entry(m, home, item->name);
+	f->local_count--;
+	home->local_count++;
+	return home;
+}
+
+/* One that was removed meanwhile is in none of its folder's indexes, and must not come into one: it is freed soon.
+ * tree.lock held. */
+static void stand_for_document(struct mount *m, struct entry *e, const struct queue_item *item,
+			       struct listing *document, struct arrival *a)
+{
+	bool was_ours = is_ours(a->folder, a->d.id);
+
+	a->was_there = was_there_before(a->folder, item, &a->d);
+	a->was_unpacked = document_extra(&a->d, "parent") != NULL;
+	if (a->was_unpacked || !e->is_shown)
+		return;
+	(void)local_become_document(m, e, document, a->was_there); /* without memory the next listing names it */
+	if (!a->was_there && !was_ours)
+		a->hidden_count = hide_other_names(m, a->folder, e, a->d.id, a->hidden);
+}
+
+/* The local file has its verdict. tree.lock held. */
+static void end_sending(struct entry *e, const struct queue_item *item, struct arrival *a)
+{
+	struct local *l = e->local;
+
 	l->is_submitted = l->has_row = false;
 	l->has_verdict = true;
 	l->verdict = 0;
@@ -919,51 +950,85 @@ static void on_done(struct mount *m, struct entry *e, const struct queue_item *i
 	l->words = NULL;
 	free(l->supersedes_id);
 	l->supersedes_id = NULL;
-	bool sends_again = l->sends_again;
+	a->sends_again = l->sends_again;
 	l->sends_again = false;
+	a->was_unlinked = l->is_unlinked;
 	/* A document from here on, before any closer hears of it; unless another version has been begun. */
-	if (!sends_again && !l->is_unlinked && !l->is_dirty && !was_unpacked)
+	if (!a->sends_again && !l->is_unlinked && !l->is_dirty && !a->was_unpacked)
 		count_out(e);
 	if (spool_id(l->spool) == item->spool_id)
-		sent = spool_ref(l->spool);
-	bool was_unlinked = l->is_unlinked;
-	if (was_unpacked && !sends_again) {
-		notice_entry(m, f, e->name);
-		folder_refresh(m, f, URGENCY_PERSON);
+		a->sent = spool_ref(l->spool);
+}
+
+/* A file that stands for nothing leaves; one that has changed meanwhile is sent again. tree.lock held. */
+static void leave_or_go_on(struct mount *m, struct entry *e, struct arrival *a)
+{
+	bool has_dissolved = a->was_unpacked && !a->sends_again;
+
+	if (has_dissolved) {
+		notice_entry(m, a->folder, e->name);
+		folder_refresh(m, a->folder, URGENCY_PERSON);
 	}
-	if (was_unlinked || (was_unpacked && !sends_again)) {
-		is_removed = true; /* the former while its last step was under way */
-		f->local_count--;
-		folder_hide_entry(t, e, false);
+	a->is_removed = a->was_unlinked || has_dissolved;
+	if (a->is_removed) {
+		a->folder->local_count--;
+		folder_hide_entry(&m->tree, e, false);
 		drop_taken_back(m, e);
-	} else if (sends_again) {
+	} else if (a->sends_again) {
 		local_send_later(m, e);
 	}
-	pthread_mutex_unlock(&t->lock);
+}
 
-	if (!is_removed)
+static void save_arrival(struct mount *m, struct entry *e, const struct queue_item *item, const struct arrival *a)
+{
+	if (!a->is_removed)
 		folder_save_entry(m, e); /* durable before the queue's row goes */
-	if (other_count > 0)
-		(void)state_remove_entries(m->state, others,
-					   other_count); /* logged there; they would be names of it, not shown */
-	if (sent && !was_unpacked)
-		keep_content(m, sent, &d, item->sha256);
+	if (a->hidden_count > 0)
+		(void)state_remove_entries(m->state, a->hidden,
+					   a->hidden_count); /* logged there; they would be names of it, not shown */
+	if (a->sent && !a->was_unpacked)
+		keep_content(m, a->sent, &a->d, item->sha256);
 	unlink_spool_later(m, item->spool_id);
-	if (old_id && local_detach(m, f, old_id, old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+}
+
+/* What it takes the place of, and itself when it was removed meanwhile. */
+static void detach_what_goes(struct mount *m, const struct queue_item *item, const struct arrival *a)
+{
+	if (a->old_id && local_detach(m, a->folder, a->old_id, a->old_sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
 		log_warning("upload: '%s' was to take the place of document %s, which could not be detached",
-			    item->name, old_id);
-	if (was_unlinked && !was_there && local_detach(m, f, d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
+			    item->name, a->old_id);
+	if (a->was_unlinked && !a->was_there &&
+	    local_detach(m, a->folder, a->d.id, item->sha256, clock_now_ms() + DETACH_WAIT_MS) < 0)
 		log_warning("upload: '%s' was removed meanwhile, and document %s could not be detached", item->name,
-			    d.id);
+			    a->d.id);
+}
+
+static void on_done(struct mount *m, struct entry *e, const struct queue_item *item, struct listing *document)
+{
+	CLEANUP(arrival_release) struct arrival a = { 0 };
+	struct local *l = e->local;
+
+	listing_get(document, 0, &a.d);
+	pthread_mutex_lock(&m->tree.lock);
+	note_superseded(e, item, &a);
+	a.folder = take_final_name(m, e, item);
+	node_hold(&a.folder->node);
+	stand_for_document(m, e, item, document, &a);
+	end_sending(e, item, &a);
+	leave_or_go_on(m, e, &a);
+	pthread_mutex_unlock(&m->tree.lock);
+
+	save_arrival(m, e, item, &a);
+	detach_what_goes(m, item, &a);
 	log_info("upload: '%s/%s' is there as document %s", item->session_name ? item->session_name : item->session_id,
-		 item->name, d.id);
-	if (!sends_again)
+		 item->name, a.d.id);
+	if (!a.sends_again)
 		park_wake(m->park, &l->closers, 0);
-	pthread_mutex_lock(&t->lock);
+	pthread_mutex_lock(&m->tree.lock);
 	if (e->node.lookups > 0)
 		notice_inode(m, e->node.ino);
-	node_drop(t, &f->node);
-	pthread_mutex_unlock(&t->lock);
+	node_drop(&m->tree, &a.folder->node);
+	pthread_mutex_unlock(&m->tree.lock);
 }
 
 /* ---- failing ----------------------------------------------------------------------------------------------- */
@@ -1284,7 +1349,9 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 			    (d.size_bytes >= 0 && d.size_bytes != size_bytes))
 				continue;
 			/* Nobody stands for what was detached since. */
-			if (f == mine && (resting_awake(&f->at_rest, i) || resting_has(&f->at_rest, i) || f->is_withheld) && is_prior(m, f, d.id))
+			if (f == mine &&
+			    (resting_awake(&f->at_rest, i) || resting_has(&f->at_rest, i) || f->is_withheld) &&
+			    is_prior(m, f, d.id))
 				note_prior(d.id, &prior);
 			note_known(m, f, &d, ret_document_id, ret_session_id);
 		}

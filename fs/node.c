@@ -433,7 +433,8 @@ static bool may_rest(const struct entry *e)
 	const struct folder *f = e->folder;
 	char room[NAME_BYTES_MAX + 1];
 
-	return is_idle(e) && e->past == &no_past && !e->document_id && !e->own && !e->was_there_before && f->at_rest.of && resting_awake(&f->at_rest, e->document) == e && !e->same &&
+	return is_idle(e) && e->past == &no_past && !e->document_id && !e->own && !e->was_there_before &&
+	       f->at_rest.of && resting_awake(&f->at_rest, e->document) == e && !e->same &&
 	       strcmp(resting_name(f->listing, e->document, room), e->name) == 0;
 }
 

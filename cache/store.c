@@ -30,7 +30,7 @@
 #include "client/base/pool.h"
 
 enum {
-	SCHEMA_VERSION = 1,
+	SCHEMA_VERSION = 2,
 	DELAY_MS = 2000,
 	DELAY_PER_MIB_MS = 1000,    /* 13 MB are not written every two seconds because one status changed */
 	UNCHANGED_DELAY_MS = 30000, /* for the time alone */
@@ -47,7 +47,8 @@ static const char schema[] =
 	"CREATE TABLE listing(id INTEGER PRIMARY KEY, account TEXT NOT NULL, session TEXT NOT NULL,"
 	" as_of_ms INTEGER NOT NULL, json TEXT NOT NULL, json_bytes INTEGER NOT NULL,"
 	" bytes INTEGER NOT NULL, UNIQUE(account, session));"
-	"CREATE TABLE content(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);";
+	"CREATE TABLE content(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);"
+	"CREATE TABLE annex(id INTEGER PRIMARY KEY, bytes BLOB NOT NULL);"; /* of the listing of that id */
 
 /* What is to be written of a session. */
 struct note {
@@ -147,7 +148,7 @@ static int connect_to(const char *path, sqlite3 **db)
 		e = read_number(*db, "PRAGMA user_version", &version);
 	if (e == SQLITE_OK)
 		e = read_number(*db, "SELECT count(*) FROM sqlite_master WHERE type = 'table'", &tables);
-	if (e != SQLITE_OK || (version == SCHEMA_VERSION && tables == 2))
+	if (e != SQLITE_OK || (version == SCHEMA_VERSION && tables == 3))
 		return e;
 	if (version != 0 || tables != 0)
 		return SQLITE_CORRUPT;
@@ -256,10 +257,12 @@ static int find_row(struct store *s, const char *account, const char *session_id
 
 static int remove_row(struct store *s, int64_t id)
 {
-	char sql[128];
+	char sql[200];
 
-	(void)snprintf(sql, sizeof(sql), "DELETE FROM content WHERE id = %lld; DELETE FROM listing WHERE id = %lld",
-		       (long long)id, (long long)id);
+	(void)snprintf(sql, sizeof(sql),
+		       "DELETE FROM content WHERE id = %lld; DELETE FROM annex WHERE id = %lld;"
+		       " DELETE FROM listing WHERE id = %lld",
+		       (long long)id, (long long)id, (long long)id);
 	return exec(s->db, sql);
 }
 
@@ -397,6 +400,27 @@ static int write_row(struct store *s, const struct note *n, const struct packed 
 	return e == SQLITE_DONE ? SQLITE_OK : e;
 }
 
+/* The listing's annex goes beside it, and out of memory. clears: without one, that of an older listing goes. */
+static int write_annex(struct store *s, struct listing *l, int64_t id, bool clears)
+{
+	STATEMENT statement = NULL;
+	size_t len;
+	CLEANUP(text_release) char *bytes = listing_take_annex(l, &len);
+
+	if (!bytes && !clears)
+		return SQLITE_OK;
+	int e = sqlite3_prepare_v2(
+		s->db, bytes ? "INSERT OR REPLACE INTO annex VALUES(?1, ?2)" : "DELETE FROM annex WHERE id = ?1", -1,
+		&statement, NULL);
+	if (e == SQLITE_OK)
+		e = sqlite3_bind_int64(statement, 1, id);
+	if (e == SQLITE_OK && bytes)
+		e = sqlite3_bind_blob64(statement, 2, bytes, len, SQLITE_STATIC);
+	if (e == SQLITE_OK)
+		e = sqlite3_step(statement);
+	return e == SQLITE_DONE ? SQLITE_OK : e;
+}
+
 static int write_listing(struct store *s, const struct note *n)
 {
 	CLEANUP(packed_release) struct packed packed = { .room = listing_packed_bytes(n->listing) };
@@ -417,6 +441,8 @@ static int write_listing(struct store *s, const struct note *n)
 	if (e == SQLITE_OK)
 		e = write_row(s, n, &packed, json, &id);
 	if (e == SQLITE_OK)
+		e = write_annex(s, n->listing, id, true);
+	if (e == SQLITE_OK)
 		e = make_room(s, id);
 	if (e == SQLITE_OK)
 		e = exec(s->db, "COMMIT");
@@ -429,16 +455,18 @@ static int write_listing(struct store *s, const struct note *n)
 static int write_time(struct store *s, const struct note *n)
 {
 	STATEMENT statement = NULL;
-	int e = prepare(s, "UPDATE listing SET as_of_ms = ?3 WHERE account = ?1 AND session = ?2", n->account,
-			n->session_id, &statement);
+	int e = prepare(s, "UPDATE listing SET as_of_ms = ?3 WHERE account = ?1 AND session = ?2 RETURNING id",
+			n->account, n->session_id, &statement);
 
 	if (e == SQLITE_OK)
 		e = sqlite3_bind_int64(statement, 3, listing_as_of_wall_ms(n->listing));
 	if (e == SQLITE_OK)
 		e = sqlite3_step(statement);
-	if (e != SQLITE_DONE)
+	if (e != SQLITE_ROW)
 		return e;
-	return sqlite3_changes(s->db) > 0 ? SQLITE_OK : SQLITE_DONE;
+	int64_t id = sqlite3_column_int64(statement, 0);
+	e = sqlite3_step(statement);
+	return e == SQLITE_DONE ? write_annex(s, n->listing, id, false) : e;
 }
 
 static bool write_note(struct store *s, const struct note *n)
@@ -717,6 +745,24 @@ static int get_bytes(void *arg, void *bytes, size_t len)
 	return 0;
 }
 
+/* One that can't be had is done without. */
+static void read_annex(struct store *s, int64_t id, struct listing *l)
+{
+	struct reader reader = { 0 };
+	int len = 0;
+	void *bytes = NULL;
+
+	if (sqlite3_blob_open(s->db, "main", "annex", "bytes", id, 0, &reader.blob) == SQLITE_OK) {
+		len = sqlite3_blob_bytes(reader.blob);
+		bytes = len > 0 ? malloc((size_t)len) : NULL;
+	}
+	if (bytes && get_bytes(&reader, bytes, (size_t)len) == 0)
+		listing_set_annex(l, bytes, (size_t)len);
+	else
+		free(bytes);
+	(void)sqlite3_blob_close(reader.blob); /* it was read alone */
+}
+
 static int read_listing(struct store *s, int64_t id, int64_t as_of_ms, const char *json, int64_t now_ms,
 			struct listing **ret)
 {
@@ -739,6 +785,8 @@ static int read_listing(struct store *s, int64_t id, int64_t as_of_ms, const cha
 	};
 	int r = listing_unpack(&source, ret);
 	(void)sqlite3_blob_close(reader.blob); /* it was read alone */
+	if (r == 0)
+		read_annex(s, id, *ret);
 	if (source.bytes >= LARGE_BYTES)
 		(void)sqlite3_db_release_memory(s->db); /* nobody reads it again soon */
 	return r;

@@ -183,6 +183,10 @@ int64_t listing_as_of_wall_ms(const struct listing *l); /* when the service last
 uint64_t listing_serial(const struct listing *l);
 /* The service's whole record of document i as JSON, from disk. -ENODATA when it was not kept. */
 int listing_read_json(const struct listing *l, int i, struct buf *ret);
+/* An annex is bytes of whoever shows a listing, known to him alone: whoever keeps the listing on a disk keeps them beside it, and what comes back
+ * from there has them again. A listing said again shares them; a patched one has none. Any thread. */
+void listing_set_annex(struct listing *l, void *bytes, size_t len); /* takes over bytes; NULL: none */
+void *listing_take_annex(struct listing *l, size_t *ret_len);       /* the caller's then; NULL: there is none */
 /* A new listing: all of l but the ids in `without`, then the documents of `with` (either may be NULL/0). */
 int listing_patch(struct listing *l, const char *const *without, int without_count, struct listing *with, struct listing **ret);
 

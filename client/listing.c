@@ -28,30 +28,10 @@
 #include "client/base/index.h"
 #include "client/base/log.h"
 #include "client/base/slots.h"
+#include "client/base/sum.h"
 
 #define JSON_PENDING_BYTES 262144
 #define JSON_BYTES_MAX (16 << 20)
-
-/* ---- sums over bytes ----------------------------------------------------------------------------------------- */
-
-/* Tells damage from what we wrote; no more is asked of it than speed: a listing of 100,000 is 13 MB. */
-static uint64_t sum_bytes(uint64_t sum, const void *bytes, size_t len)
-{
-	const unsigned char *p = bytes;
-	uint64_t word;
-
-	sum ^= len;
-	for (; len >= sizeof(word); len -= sizeof(word), p += sizeof(word)) {
-		memcpy(&word, p, sizeof(word));
-		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-		sum ^= sum >> 32;
-	}
-	word = 0;
-	if (len)
-		memcpy(&word, p, len);
-	sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-	return sum ^ sum >> 29;
-}
 
 /* ---- the file of JSON records ------------------------------------------------------------------------------- */
 
@@ -294,6 +274,9 @@ struct records {
 	uint32_t kind_count, kind_room;
 	struct slots by_id, by_word, by_kind; /* by_word: offsets in words */
 	struct json_file *json;               /* NULL: none kept */
+	pthread_mutex_t annex_lock;           /* guards the annex; the rest never changes once it is shared */
+	void *annex;
+	size_t annex_bytes;
 };
 
 /* A record: flags, kind, then what the flags name, all numbers packed; the hash as 32 bytes; then texts. */
@@ -522,6 +505,7 @@ static struct records *records_new(void)
 	atomic_init(&rs->refs, 1);
 	rs->arena = BUF(UINT32_MAX - 1);
 	rs->words = BUF(UINT32_MAX - 1);
+	(void)pthread_mutex_init(&rs->annex_lock, NULL); /* can't fail on Linux */
 	return rs;
 }
 
@@ -537,6 +521,8 @@ static void records_unref(struct records *rs)
 	buf_release(&rs->arena);
 	buf_release(&rs->words);
 	json_file_unref(rs->json);
+	pthread_mutex_destroy(&rs->annex_lock);
+	free(rs->annex);
 	free(rs);
 }
 
@@ -903,6 +889,25 @@ int listing_read_json(const struct listing *l, int i, struct buf *ret)
 	return json_file_read(l->records->json, json_at, ret);
 }
 
+void listing_set_annex(struct listing *l, void *bytes, size_t len)
+{
+	SCOPED_LOCK(&l->records->annex_lock);
+
+	free(l->records->annex);
+	l->records->annex = bytes;
+	l->records->annex_bytes = len;
+}
+
+void *listing_take_annex(struct listing *l, size_t *ret_len)
+{
+	SCOPED_LOCK(&l->records->annex_lock);
+	void *bytes = l->records->annex;
+
+	l->records->annex = NULL;
+	*ret_len = l->records->annex_bytes;
+	return bytes;
+}
+
 static struct json_file *listing_json_file(const struct listing *l)
 {
 	return l->records->json;
@@ -1100,7 +1105,7 @@ void listing_builder_release(struct listing_builder **b)
 /* ---- on a disk ---------------------------------------------------------------------------------------------- */
 
 /* Of the head, the records, the words' order or the hash of a text: another one is not read. */
-#define PACKED_VERSION 1
+#define PACKED_VERSION 2
 #define PACKED_MAGIC UINT64_C(0x31676e6974736c73) /* "slsting1", and tells a machine of another byte order */
 #define PACKED_PROBE "0f1e2d3c"                   /* any text: its hash tells whether by_id is still of use */
 

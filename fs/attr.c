@@ -27,25 +27,29 @@ static void set_times(struct stat *st, struct timespec when)
 	st->st_mtim = st->st_ctim = st->st_atim = when;
 }
 
-static void fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
+/* false: it may have another size soon, without anybody changing it here. */
+static bool fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
 {
-	struct document d;
+	struct document d, copied;
+	bool has_document = entry_document(e, &d);
 	int64_t size = -1, mtime_ns = e->past->mtime_ns, created_ms = m->started_wall_ms;
+	bool is_at_rest = !e->local;
 
 	if (e->local) {
 		ret->st_mode = S_IFREG | (0666 & ~m->umask);
-		size = e->local->copy_of ? -1 : spool_size(e->local->spool);
 		mtime_ns = e->local->mtime_ns;
-		if (e->local->copy_of && (listing_get(e->local->copy_of, e->local->copy_at, &d), true))
-			size = d.size_bytes;
+		if (!e->local->copy_of) {
+			size = spool_size(e->local->spool);
+		} else {
+			listing_get(e->local->copy_of, e->local->copy_at, &copied);
+			size = copied.size_bytes;
+		}
 	} else {
 		ret->st_mode = S_IFREG | (0444 & ~m->umask);
-		if (entry_document(e, &d) && d.size_bytes >= 0)
-			size = d.size_bytes;
-		else
-			size = e->past->learned_bytes;
+		size = has_document && d.size_bytes >= 0 ? d.size_bytes : e->past->learned_bytes;
+		is_at_rest = !has_document || d.size_bytes >= 0 || e->past->learned_bytes > 0;
 	}
-	if (entry_document(e, &d) && d.created_ms >= 0)
+	if (has_document && d.created_ms >= 0)
 		created_ms = d.created_ms;
 	ret->st_size = size >= 0 ? size : 0;
 	ret->st_blocks = (ret->st_size + 511) / 512;
@@ -54,10 +58,14 @@ static void fill_entry(struct mount *m, const struct entry *e, struct stat *ret)
 		set_times(ret, time_of_ns(mtime_ns));
 	else
 		set_times(ret, time_of_ms(created_ms));
+	return is_at_rest;
 }
 
-void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
+/* false: as of fill_entry(). */
+static bool fill(struct mount *m, const struct node *n, struct stat *ret)
 {
+	bool is_at_rest = true;
+
 	*ret = (struct stat){ .st_ino = n->ino, .st_nlink = 1, .st_uid = m->options->uid, .st_gid = m->options->gid };
 	switch ((enum node_kind)n->kind) {
 	case NODE_ROOT:
@@ -71,7 +79,7 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
 		set_times(ret, time_of_ns(((const struct folder *)n)->changed_wall_ns));
 		break;
 	case NODE_ENTRY:
-		fill_entry(m, (const struct entry *)n, ret);
+		is_at_rest = fill_entry(m, (const struct entry *)n, ret);
 		break;
 	case NODE_LINK:
 		ret->st_mode = S_IFLNK | 0777;
@@ -83,6 +91,7 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret)
 		(void)control_attr(m, n->ino, ret); /* it is one of ours */
 		break;
 	}
+	return is_at_rest;
 }
 
 void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_param *ret)
@@ -90,16 +99,11 @@ void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_pa
 	*ret = (struct fuse_entry_param){ .ino = n->ino,
 					  .attr_timeout = REST_TIMEOUT_S,
 					  .entry_timeout = REST_TIMEOUT_S };
-	attr_fill(m, n, &ret->attr);
-	if (n->kind == NODE_ENTRY) {
-		struct entry *e = (struct entry *)n;
-		struct document d;
-		/* A file being written changes by itself; one of unknown size is learned about later. */
-		if (e->local || (entry_document(e, &d) && d.size_bytes < 0 && e->past->learned_bytes == 0))
-			ret->attr_timeout = 0;
-	} else if (n->kind == NODE_CONTROL || n->kind == NODE_FILE || n->kind == NODE_LINK) {
+	/* A file being written changes by itself; one of unknown size is learned about later. */
+	if (!fill(m, n, &ret->attr))
+		ret->attr_timeout = 0;
+	if (n->kind == NODE_CONTROL || n->kind == NODE_FILE || n->kind == NODE_LINK)
 		ret->attr_timeout = ret->entry_timeout = 0;
-	}
 }
 
 /* ---- attributes -------------------------------------------------------------------------------------------- */

@@ -11,6 +11,7 @@
 #include "client/base/clock.h"
 #include "client/base/log.h"
 #include "client/base/memory.h"
+#include "fs/annex.h"
 #include "fs/layout.h"
 #include "fs/mount_impl.h"
 
@@ -144,7 +145,7 @@ static size_t saving_text(struct saving *s, const char *text)
 }
 
 /* tree.lock held. */
-static int saving_add(struct saving *s, struct entry *e)
+static int saving_note(struct saving *s, const struct entry *e)
 {
 	if (s->count == s->room) {
 		int room = s->room ? s->room * 2 : 32;
@@ -174,20 +175,37 @@ static int saving_add(struct saving *s, struct entry *e)
 						     .was_there_before = e->was_there_before,
 						     .is_gone = !e->is_shown,
 						     .learned_bytes = e->past->learned_bytes };
-	e->is_saved = true;
-	e->is_saved_gone = !e->is_shown;
 	return 0;
 }
 
-static void save(struct mount *m, const char *session_id, const struct saving *s)
+/* The state is going to have it. tree.lock held. */
+static int saving_add(struct saving *s, struct entry *e)
 {
-	if (s->count == 0)
-		return;
+	int r = saving_note(s, e);
+
+	if (r == 0) {
+		e->is_saved = true;
+		e->is_saved_gone = !e->is_shown;
+	}
+	return r;
+}
+
+/* The texts move no more. */
+static void saving_end(struct saving *s)
+{
 	for (int i = 0; i < s->count; i++) {
 		s->items[i].name = s->texts.data + s->at[i].name;
 		s->items[i].document_id = s->at[i].id != SIZE_MAX ? s->texts.data + s->at[i].id : NULL;
 	}
-	int r = state_save_entries(m->state, session_id, s->items, s->count);
+}
+
+/* mark: of state_save_entries(). */
+static void save(struct mount *m, const char *session_id, struct saving *s, const struct state_mark *mark)
+{
+	if (s->count == 0)
+		return;
+	saving_end(s);
+	int r = state_save_entries(m->state, session_id, s->items, s->count, mark);
 	if (r < 0)
 		log_warning("state: %d names of session %s could not be saved (%s): after a remount they may be others",
 			    s->count, session_id, strerror(-r));
@@ -203,7 +221,7 @@ void folder_save_entry(struct mount *m, struct entry *e)
 	id = strdup(e->folder->session.id);
 	pthread_mutex_unlock(&m->tree.lock);
 	if (r == 0 && id)
-		save(m, id, &s);
+		save(m, id, &s, NULL);
 }
 
 /* ---- flights ----------------------------------------------------------------------------------------------- */
@@ -214,7 +232,8 @@ struct flight {
 	enum urgency urgency;
 	struct transfer transfer; /* tells whether it stands in our own line */
 	bool recalls;
-	bool is_hurried; /* somebody waits by now for what was begun in the background; under tree.lock */
+	bool is_hurried;  /* somebody waits by now for what was begun in the background; under tree.lock */
+	bool lacks_annex; /* what is shown is not beside the listing on the disk */
 	struct saving saving;
 };
 
@@ -273,15 +292,13 @@ static bool rests(struct loading *l, const struct known_entry *k)
 	       resting_put(&l->rest, i, (struct rest){ .ino = k->ino, .is_saved = true }) == 0;
 }
 
-static void load_entry(void *arg, const struct known_entry *k)
+static void load_other(void *arg, const struct known_entry *k)
 {
 	struct loading *l = arg;
 	struct tree *t = &l->m->tree;
 	struct folder *f = l->folder;
-
-	if (rests(l, k))
-		return;
 	SCOPED_LOCK(&t->lock);
+
 	if (!k->document_id || tree_find(t, k->ino) || folder_has(f, k->name) || folder_find_hidden(f, k->name))
 		return; /* local ones come from the queue; a name in use has been taken over */
 	struct entry *e = folder_add_hidden_entry(t, f, k->ino, k->name, k->document_id);
@@ -297,6 +314,12 @@ static void load_entry(void *arg, const struct known_entry *k)
 	e->was_there_before = k->was_there_before;
 	e->is_saved = true;
 	e->is_saved_gone = k->is_gone;
+}
+
+static void load_entry(void *arg, const struct known_entry *k)
+{
+	if (!rests(arg, k))
+		load_other(arg, k);
 }
 
 /* What came into the tree before, or meanwhile, goes first. tree.lock held. */
@@ -317,8 +340,19 @@ static void drop_conflicts(struct mount *m, struct folder *f, struct resting *re
 			resting_take(rest, i);
 }
 
-/* Names that were shown before this mount began. With `found`, what was listed then, most come to rest in *ret_rest. */
-static void load_names(struct mount *m, struct folder *f, struct listing *found, struct resting *ret_rest)
+/* From what is kept beside the listing, if that is how the state still has it. */
+static bool load_annex(struct loading *l, struct listing *found)
+{
+	size_t len;
+	CLEANUP(text_release) char *bytes = listing_take_annex(found, &len);
+	int64_t mark = bytes ? state_mark(l->m->state, l->folder->session.id) : 0;
+
+	return mark != 0 && annex_unpack(bytes, len, found, mark, &l->rest, load_other, l) == 0;
+}
+
+/* Names that were shown before this mount began. With `found`, what was listed then, most come to rest in *ret_rest. true: all that it had
+ * to know stood beside the listing. */
+static bool load_names(struct mount *m, struct folder *f, struct listing *found, struct resting *ret_rest)
 {
 	struct loading l = { .m = m, .folder = f };
 
@@ -327,12 +361,16 @@ static void load_names(struct mount *m, struct folder *f, struct listing *found,
 	f->entries_loaded = true;
 	pthread_mutex_unlock(&m->tree.lock);
 	if (is_loaded)
-		return;
-	if (found)
-		(void)resting_begin(&l.rest, found);                       /* without memory they are entries */
-	(void)state_load_entries(m->state, f->session.id, load_entry, &l); /* logged there; names are given anew */
+		return false;
+	bool had_annex = found && load_annex(&l, found);
+	if (found && !had_annex)
+		(void)resting_begin(&l.rest, found); /* without memory they are entries */
+	if (!had_annex)
+		(void)state_load_entries(m->state, f->session.id, load_entry,
+					 &l); /* logged there; names are given anew */
 	if (ret_rest)
 		*ret_rest = l.rest;
+	return had_annex;
 }
 
 static bool root_name_is_taken(struct mount *m, const char *name, const char *but_id)
@@ -544,7 +582,7 @@ static void recall(struct flight *fl)
 
 	if (backend_recall_documents(m->backend, f->session.id, INT64_MAX, &found) < 0)
 		found = NULL;
-	load_names(m, f, found, &rest);
+	fl->lacks_annex = !load_names(m, f, found, &rest);
 	pthread_mutex_lock(&m->tree.lock);
 	if (found && f->is_shown && !f->listing) {
 		drop_conflicts(m, f, &rest);
@@ -622,6 +660,61 @@ static void end_walk(struct mount *m, struct folder *f, int error)
 	snapshot_drop(&m->tree, s);
 }
 
+static void note_other(void *arg, const struct entry *e)
+{
+	struct saving *others = arg;
+
+	(void)saving_note(others, e); /* one that is missing is named anew */
+}
+
+/* What is shown of a listing is kept beside it. */
+struct keeping {
+	struct listing *listing; /* counted; NULL: nothing is kept */
+	struct resting rest;
+	struct saving others;
+	struct state_mark mark;
+};
+
+/* tree.lock not held. */
+static void keeping_begin(struct flight *fl, struct keeping *ret)
+{
+	struct mount *m = fl->m;
+	struct folder *f = fl->folder;
+
+	ret->mark.before = state_mark(m->state, f->session.id);
+	ret->mark.after = fl->saving.count > 0 ? clock_wall_ns() : ret->mark.before;
+	SCOPED_LOCK(&m->tree.lock);
+	if (!fl->lacks_annex || !f->listing || ret->mark.after == 0)
+		return;
+	if (folder_copy_resting(f, &ret->rest, note_other, &ret->others) == 0)
+		ret->listing = listing_ref(f->listing);
+}
+
+static void keeping_end(struct keeping *k)
+{
+	void *annex;
+	size_t len;
+
+	if (k->listing) {
+		saving_end(&k->others);
+		if (annex_pack(&k->rest, k->others.items, k->others.count, k->mark.after, &annex, &len) == 0)
+			listing_set_annex(k->listing, annex, len); /* else it is read from the state */
+	}
+	resting_release(&k->rest);
+	saving_release(&k->others);
+	listing_unref(k->listing);
+}
+
+/* The names that a flight brought. Those that change while they are saved change the mark. tree.lock not held. */
+static void save_and_keep(struct flight *fl)
+{
+	struct keeping k = { 0 };
+
+	keeping_begin(fl, &k);
+	save(fl->m, fl->folder->session.id, &fl->saving, &k.mark);
+	keeping_end(&k);
+}
+
 void folders_settle(struct mount *m)
 {
 	bool is_more = true;
@@ -646,7 +739,7 @@ static void flight_run(void *arg)
 	if (fl->recalls)
 		recall(fl);
 	else
-		load_names(m, f, NULL, NULL);
+		(void)load_names(m, f, NULL, NULL);
 	pthread_mutex_lock(&m->tree.lock);
 	known = f->listing ? listing_ref(f->listing) : NULL;
 	int64_t now = clock_now_ms();
@@ -716,7 +809,8 @@ static void flight_run(void *arg)
 	pthread_mutex_unlock(&m->tree.lock);
 	folders_settle(m); /* a large listing has woken many */
 	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && listing_count(found) >= TRIM_COUNT);
-	save(m, f->session.id, &fl->saving);
+	fl->lacks_annex |= has_changed || fl->saving.count > 0;
+	save_and_keep(fl);
 	park_wake(m->park, &f->waiters, 0);
 	pthread_mutex_lock(&m->tree.lock);
 	node_drop(&m->tree, &f->node);

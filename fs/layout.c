@@ -419,32 +419,66 @@ static int arrive(struct passage *p, struct newcomer *new, uint64_t (*next_ino)(
 	return r;
 }
 
+/* From one listing to the next. */
+static int pass_all(struct passage *p)
+{
+	struct folder *f = p->folder;
+	int r = 0;
+
+	for (int i = 0; i < listing_count(p->new); i++)
+		if (pass(p, i) < 0)
+			r = -ENOMEM;
+	for (int i = 0; f->at_rest.of && i < listing_count(p->old); i++)
+		if (pass_by(p, i) < 0)
+			r = -ENOMEM;
+	if (resting_carried(&p->at_rest, &f->at_rest) < 0) {
+		folder_drop_all_resting(p->tree, f);
+		r = -ENOMEM;
+	}
+	f->at_rest = p->at_rest;
+	f->listing = listing_ref(p->new);
+	listing_unref(p->old);
+	return r;
+}
+
+/* The same listing once more: those that it has and that nobody stands for yet. */
+static int bind_unlisted(struct passage *p)
+{
+	struct folder *f = p->folder;
+	size_t count = 0;
+	int r = 0;
+	struct entry *e, **all = malloc((f->unlisted.used + 1) * sizeof(struct entry *));
+
+	if (!all)
+		return -ENOMEM;
+	for (size_t at = 0; (e = index_next(&f->unlisted, &at));)
+		all[count++] = e;
+	for (size_t i = 0; i < count; i++) {
+		int at = listing_find(p->new, all[i]->document_id);
+		if (at >= 0 && resting_has(&f->at_rest, at) && wake_or_drop(p, at) < 0)
+			r = -ENOMEM;
+		if (at >= 0)
+			bind(f, &f->at_rest, all[i], at);
+	}
+	free(all);
+	folder_renew_listing(f, p->new);
+	return r;
+}
+
 int layout_apply(struct tree *t, struct folder *f, struct listing *l, uint64_t (*next_ino)(void *arg), void *arg,
 		 struct layout_change *ret)
 {
-	int n = listing_count(l), r = 0;
 	struct passage p = { .tree = t, .folder = f, .old = f->listing, .new = l };
-	struct newcomer *new = calloc((size_t)n + 1, sizeof(*new));
+	bool is_same = f->at_rest.of && listing_serial(p.old) == listing_serial(l);
+	struct newcomer *new = calloc((size_t)listing_count(l) + 1, sizeof(*new));
 
-	if (!new || resting_begin(&p.at_rest, l) < 0) {
+	if (!new || (!is_same && resting_begin(&p.at_rest, l) < 0)) {
 		free(new);
 		return -ENOMEM;
 	}
-	for (int i = 0; i < n; i++)
-		if (pass(&p, i) < 0)
-			r = -ENOMEM;
-	for (int i = 0; f->at_rest.of && i < listing_count(p.old); i++)
-		if (pass_by(&p, i) < 0)
-			r = -ENOMEM;
-	if (resting_carried(&p.at_rest, &f->at_rest) < 0) {
-		folder_drop_all_resting(t, f);
-		r = -ENOMEM;
-	}
-	f->at_rest = p.at_rest;
-	f->listing = listing_ref(l);
+	int r = is_same ? bind_unlisted(&p) : pass_all(&p);
 	if (r == 0)
 		r = leave(&p);
-	listing_unref(p.old);
 	if (f->unlisted.used == 0)
 		index_release(&f->unlisted); /* during a first walk all were in it */
 	if (r == 0)

@@ -111,7 +111,6 @@ void notice_inode(struct mount *m, uint64_t ino);
 /* ---- attr.c ------------------------------------------------------------------------------------------------ */
 
 /* tree.lock held. */
-void attr_fill(struct mount *m, const struct node *n, struct stat *ret);
 void attr_fill_entry_param(struct mount *m, struct node *n, struct fuse_entry_param *ret); /* counts no lookup */
 /* One attribute of a node. 0 (ret filled) or -errno (-ENODATA). tree.lock held. */
 int attr_get(struct mount *m, struct node *n, const char *name, struct buf *ret);

@@ -428,14 +428,19 @@ int folder_wake_all(struct tree *t, struct folder *f)
 }
 
 /* Is there nothing to know of it but what is known of one at rest? */
-static bool may_rest(const struct entry *e)
+static bool is_plain(const struct entry *e)
 {
 	const struct folder *f = e->folder;
 	char room[NAME_BYTES_MAX + 1];
 
-	return is_idle(e) && e->past == &no_past && !e->document_id && !e->own && !e->was_there_before &&
-	       f->at_rest.of && resting_awake(&f->at_rest, e->document) == e && !e->same &&
+	return e->is_shown && e->document >= 0 && !e->local && e->past == &no_past && !e->document_id && !e->own &&
+	       !e->was_there_before && f->at_rest.of && resting_awake(&f->at_rest, e->document) == e && !e->same &&
 	       strcmp(resting_name(f->listing, e->document, room), e->name) == 0;
+}
+
+static bool may_rest(const struct entry *e)
+{
+	return is_idle(e) && is_plain(e);
 }
 
 static void go_to_rest(struct tree *t, struct entry *e)
@@ -543,6 +548,32 @@ void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest
 		folder_touch(f);
 		forget_snapshot(t, f);
 	}
+}
+
+int folder_copy_resting(const struct folder *f, struct resting *ret, void (*each)(void *arg, const struct entry *e),
+			void *arg)
+{
+	struct resting copy;
+	const struct entry *e;
+
+	if (resting_begin(&copy, f->listing) < 0)
+		return -ENOMEM;
+	for (int i = 0; i < listing_count(f->listing); i++)
+		if (resting_has(&f->at_rest, i))
+			resting_note(&copy, i,
+				     (struct rest){ .ino = resting_get(&f->at_rest, i).ino, .is_saved = true });
+	for (size_t at = 0; (e = index_next(&f->names, &at));) {
+		if (is_plain(e) &&
+		    resting_note(&copy, e->document, (struct rest){ .ino = e->node.ino, .is_saved = true }) == 0)
+			continue;
+		if (entry_document_id(e))
+			each(arg, e);
+	}
+	for (size_t at = 0; (e = index_next(&f->hidden, &at));)
+		if (entry_document_id(e))
+			each(arg, e);
+	*ret = copy;
+	return 0;
 }
 
 void folder_renew_listing(struct folder *f, struct listing *l)

@@ -248,6 +248,9 @@ bool folder_shows(const struct folder *f, int i);
 /* Nothing of a listing is shown yet: it is from now on, with what rests in it. Takes over `rest`, whose names and numbers are nobody
  * else's, and its listing. */
 void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest);
+/* As it would be if nobody held anything: who rests, and who would. Nobody is awake in *ret, and it has no tables. Of those entries that are
+ * neither each is handed out, the hidden ones too, if they stand for a document. -ENOMEM. */
+int folder_copy_resting(const struct folder *f, struct resting *ret, void (*each)(void *arg, const struct entry *e), void *arg);
 /* The same documents in the same places, said again. */
 void folder_renew_listing(struct folder *f, struct listing *l);
 struct entry *folder_find_hidden(const struct folder *f, const char *name);

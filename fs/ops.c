@@ -723,7 +723,10 @@ static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle
 		struct fuse_entry_param p;
 		if (!e)
 			continue;
-		attr_fill_entry_param(m, &e->node, &p);
+		if (r->is_plus)
+			attr_fill_entry_param(m, &e->node, &p);
+		else
+			p = (struct fuse_entry_param){ .attr = { .st_ino = e->node.ino, .st_mode = S_IFREG } };
 		if (!add_entry(r, e->name, &p, i + 3))
 			return;
 		if (r->is_plus)

@@ -141,6 +141,14 @@ int resting_put(struct resting *r, int i, struct rest rest)
 	return -ENOMEM;
 }
 
+int resting_note(struct resting *r, int i, struct rest rest)
+{
+	if (rest.ino > INO_MAX)
+		return -ERANGE;
+	r->words[i] = word_of(rest);
+	return 0;
+}
+
 void resting_take(struct resting *r, int i)
 {
 	slots_remove(&r->names, r, hash_name, (uint32_t)i);
@@ -176,14 +184,22 @@ void resting_carry(struct resting *to, int i, const struct resting *from, int at
 	to->was_moved |= i != at;
 }
 
-/* Both tables anew, from the words: they have room for all before the first is put. */
-static int build_tables(struct resting *r)
+static uint32_t count_resting(const struct resting *r)
 {
-	int n = listing_count(r->of);
 	uint32_t count = 0;
 
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < listing_count(r->of); i++)
 		count += resting_has(r, i);
+	return count;
+}
+
+int resting_build_tables(struct resting *r)
+{
+	int n = listing_count(r->of);
+	uint32_t count = count_resting(r);
+
+	slots_release(&r->names);
+	slots_release(&r->inos);
 	if (slots_new(slots_room_for(count), &r->names) < 0)
 		return -ENOMEM;
 	if (slots_new(slots_room_for(count), &r->inos) < 0) {
@@ -193,7 +209,7 @@ static int build_tables(struct resting *r)
 	for (int i = 0; i < n; i++) {
 		if (!resting_has(r, i))
 			continue;
-		(void)slots_put(&r->names, r, hash_name, (uint32_t)i);
+		(void)slots_put(&r->names, r, hash_name, (uint32_t)i); /* there is room */
 		(void)slots_put(&r->inos, r, hash_ino, (uint32_t)i);
 	}
 	return 0;
@@ -201,7 +217,7 @@ static int build_tables(struct resting *r)
 
 int resting_carried(struct resting *to, struct resting *from)
 {
-	if (to->was_moved && build_tables(to) < 0) {
+	if (to->was_moved && resting_build_tables(to) < 0) {
 		for (int i = 0; i < listing_count(to->of); i++)
 			if (resting_has(to, i))
 				to->words[i] = 0;
@@ -216,4 +232,23 @@ int resting_carried(struct resting *to, struct resting *from)
 	to->was_moved = false;
 	resting_release(from);
 	return 0;
+}
+
+static bool holds_resting_alone(const struct resting *r, const struct slots *s)
+{
+	for (uint32_t at = 0; at < s->room; at++)
+		if (s->tags[at] && !resting_has(r, (int)s->at[at]))
+			return false;
+	return true;
+}
+
+bool resting_is_sound(const struct resting *r)
+{
+	uint32_t n = (uint32_t)listing_count(r->of), count = count_resting(r);
+
+	for (uint32_t i = 0; i < n; i++)
+		if (r->words[i] && !resting_has(r, (int)i))
+			return false;
+	return r->names.used == count && r->inos.used == count && slots_are_sound(&r->names, n) &&
+	       slots_are_sound(&r->inos, n) && holds_resting_alone(r, &r->names) && holds_resting_alone(r, &r->inos);
 }

@@ -51,6 +51,8 @@ int resting_find_ino(const struct resting *r, uint64_t ino);
 /* Its name and its inode number are nobody else's; an entry does not stand for it any more. -ENOMEM, -ERANGE (the number is too large): nothing
  * changed. */
 int resting_put(struct resting *r, int i, struct rest rest);
+/* The same without a place in the tables: resting_build_tables() gives all of them theirs. -ERANGE. */
+int resting_note(struct resting *r, int i, struct rest rest);
 /* Nobody stands for it then. */
 void resting_take(struct resting *r, int i);
 void resting_count_lookup(struct resting *r, int i);
@@ -60,3 +62,8 @@ void resting_forget(struct resting *r, int i, uint64_t count);
  * taken from `from`, resting_carried() ends it and empties `from`. -ENOMEM: none is at rest in `to`, `from` is as it was. */
 void resting_carry(struct resting *to, int i, const struct resting *from, int at);
 int resting_carried(struct resting *to, struct resting *from);
+
+/* Both tables anew, from the words. -ENOMEM: there are none. */
+int resting_build_tables(struct resting *r);
+/* Nobody is awake in it, and both tables hold those at rest and nobody else: of one that was read from a disk. */
+bool resting_is_sound(const struct resting *r);

@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -859,7 +860,42 @@ int state_load_entries(struct state *s, const char *session_id, void (*each)(voi
 
 enum { LARGE_COUNT = 1000 };
 
-int state_save_entries(struct state *s, const char *session_id, const struct known_entry *entries, int count)
+/* The wall clock serves: no other change of the same entries has that nanosecond, also in a database begun anew. */
+static int set_mark(struct state *s, const char *session_id, const struct state_mark *mark)
+{
+	char fresh[24], before[24], after[24];
+	int e = SQLITE_OK;
+	STATEMENT statement = NULL;
+
+	(void)snprintf(fresh, sizeof(fresh), "%" PRId64, clock_wall_ns());
+	(void)snprintf(before, sizeof(before), "%" PRId64, mark ? mark->before : 0);
+	(void)snprintf(after, sizeof(after), "%" PRId64, mark ? mark->after : 0);
+	int r = prepare(s,
+			"INSERT INTO fact VALUES('shown:' || ?1, ?2)"
+			" ON CONFLICT(key) DO UPDATE SET value = CASE WHEN value = ?3 THEN ?2 ELSE ?4 END",
+			&statement);
+	if (r < 0)
+		return r;
+	bind_text(statement, 1, session_id, &e);
+	bind_text(statement, 2, mark ? after : fresh, &e);
+	bind_text(statement, 3, before, &e);
+	bind_text(statement, 4, fresh, &e);
+	return run(s, statement, e);
+}
+
+int64_t state_mark(struct state *s, const char *session_id)
+{
+	CLEANUP(buf_release) struct buf key = BUF(1024);
+	CLEANUP(text_release) char *value = NULL;
+
+	buf_addf(&key, "shown:%s", session_id);
+	if (!buf_text(&key) || find_text(s, "SELECT value FROM fact WHERE key = ?", buf_text(&key), &value) < 0)
+		return 0;
+	return strtoll(value, NULL, 10);
+}
+
+int state_save_entries(struct state *s, const char *session_id, const struct known_entry *entries, int count,
+		       const struct state_mark *mark)
 {
 	SCOPED_LOCK(&s->lock);
 	CLEANUP(transaction_release) struct transaction t = { 0 };
@@ -893,6 +929,8 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 		r = run(s, statement, e);
 	}
 	if (r == 0)
+		r = set_mark(s, session_id, mark);
+	if (r == 0)
 		r = transaction_end(&t);
 	if (count >= LARGE_COUNT)
 		(void)sqlite3_db_release_memory(
@@ -906,13 +944,26 @@ int state_remove_entries(struct state *s, const uint64_t *inos, int count)
 	CLEANUP(transaction_release) struct transaction t = { 0 };
 	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
+	STATEMENT marking = NULL;
+	char fresh[24];
 
 	if (count == 0)
 		return 0;
+	(void)snprintf(fresh, sizeof(fresh), "%" PRId64, clock_wall_ns());
 	int r = transaction_begin(s, &t);
 	if (r == 0)
 		r = prepare(s, "DELETE FROM entry WHERE ino = ?", &statement);
+	if (r == 0)
+		r = prepare(s,
+			    "UPDATE fact SET value = ? WHERE key = (SELECT 'shown:' || session_id FROM entry"
+			    " WHERE ino = ?)",
+			    &marking);
 	for (int i = 0; r == 0 && i < count; i++) {
+		bind_text(marking, 1, fresh, &e);
+		bind_number(marking, 2, (int64_t)inos[i], &e);
+		r = run(s, marking, e);
+		if (r < 0)
+			break;
 		bind_number(statement, 1, (int64_t)inos[i], &e);
 		r = run(s, statement, e);
 	}

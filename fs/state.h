@@ -78,8 +78,15 @@ struct known_entry {
 /* `each` is called with borrowed texts, in the order of ino; it must not call state_*(). */
 int state_load_entries(struct state *s, const char *session_id, void (*each)(void *arg, const struct known_entry *e),
 		       void *arg);
-/* Inserts or replaces by ino, all in one transaction; a (session, name) that another ino had is taken over. */
-int state_save_entries(struct state *s, const char *session_id, const struct known_entry *entries, int count);
+/* A number for a session's entries as they are: another one after each change of them. 0: none, or it can't be had. */
+int64_t state_mark(struct state *s, const char *session_id);
+struct state_mark {
+	int64_t before, after;
+};
+/* Inserts or replaces by ino, all in one transaction; a (session, name) that another ino had is taken over. mark: what state_mark() is then, if
+ * it still was mark->before; NULL: whatever it will be. */
+int state_save_entries(struct state *s, const char *session_id, const struct known_entry *entries, int count,
+		       const struct state_mark *mark);
 int state_remove_entries(struct state *s, const uint64_t *inos, int count);
 
 /* Small facts by name ("discovered at", "naming"). -ENOENT. The caller frees. */

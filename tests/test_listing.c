@@ -15,6 +15,7 @@
 
 #include "client/backend_impl.h"
 #include "client/base/cleanup.h"
+#include "client/base/sum.h"
 #include "client/base/clock.h"
 
 #define HASH "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -268,6 +269,25 @@ static void each_listing_has_a_serial_of_its_own_but_a_renewal(void **state)
 	assert_int_equal(listing_patch(a, NULL, 0, b, &patched), 0);
 	assert_true(listing_serial(patched) != listing_serial(a) && listing_serial(patched) != listing_serial(b));
 	assert_true(listing_asked_ms(patched) == 1000 && listing_as_of_wall_ms(patched) == 2000);
+}
+
+static void an_annex_is_shared_by_renewals_and_not_by_patches(void **state)
+{
+	CLEANUP(listing_release) struct listing *l = listing_of("a b", "new", NULL);
+	CLEANUP(listing_release) struct listing *renewed = NULL, *patched = NULL;
+	const char *without[] = { "a" };
+	size_t len = 0;
+
+	(void)state;
+	listing_set_annex(l, strdup("old"), 4);
+	listing_set_annex(l, strdup("text"), 5);
+	assert_int_equal(listing_renew(l, 1, 2, &renewed), 0);
+	assert_int_equal(listing_patch(l, without, 1, NULL, &patched), 0);
+	assert_null(listing_take_annex(patched, &len));
+	CLEANUP(text_release) char *annex = listing_take_annex(renewed, &len);
+	assert_string_equal(annex, "text");
+	assert_int_equal(len, 5);
+	assert_null(listing_take_annex(l, &len));
 }
 
 static void a_renewal_outlives_what_it_renewed(void **state)
@@ -595,23 +615,6 @@ static void damaged_bytes_are_told_and_not_believed(void **state)
 	assert_ids(again, "a b c");
 }
 
-/* The sum as client/listing.c writes it, so that damage can get past it. */
-static uint64_t sum_bytes(uint64_t sum, const char *p, size_t len)
-{
-	uint64_t word;
-
-	sum ^= len;
-	for (; len >= 8; len -= 8, p += 8) {
-		memcpy(&word, p, 8);
-		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-		sum ^= sum >> 32;
-	}
-	word = 0;
-	memcpy(&word, p, len);
-	sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-	return sum ^ sum >> 29;
-}
-
 struct head {
 	uint64_t magic;
 	uint32_t version, count;
@@ -630,7 +633,7 @@ static void mend_sum(struct buf *b)
 	const size_t lens[] = { h.arena_bytes, h.words_bytes, h.count * 4UL, h.kind_count * 32UL,
 				h.id_room * 5UL, h.word_room * 5UL, h.kind_room * 5UL };
 	h.sum = 0;
-	uint64_t sum = sum_bytes(h.magic, (const char *)&h, sizeof(h));
+	uint64_t sum = sum_bytes(h.magic, &h, sizeof(h));
 	for (int i = 0; i < 7; i++) {
 		if (lens[i] > b->len - at)
 			return; /* it will be told by that alone */
@@ -788,6 +791,7 @@ int main(void)
 		cmocka_unit_test(the_second_of_an_id_takes_the_firsts_place),
 		cmocka_unit_test(an_id_that_is_not_there_is_not_found),
 		cmocka_unit_test(each_listing_has_a_serial_of_its_own_but_a_renewal),
+		cmocka_unit_test(an_annex_is_shared_by_renewals_and_not_by_patches),
 		cmocka_unit_test(a_renewal_outlives_what_it_renewed),
 		cmocka_unit_test(patches_come_out_as_their_table_says),
 		cmocka_unit_test(json_comes_back_also_through_patches_of_other_files),

@@ -292,21 +292,51 @@ static void entries_are_kept_by_number_and_a_name_has_one_owner(void **state)
 	};
 	const struct known_entry renamed = { .ino = 7, .name = "c.pdf", .document_id = "d7", .mtime_ns = 1 };
 
-	assert_int_equal(state_save_entries(s, "S", first, 2), 0);
-	assert_int_equal(state_save_entries(s, "S", NULL, 0), 0);
-	assert_int_equal(state_save_entries(s, "T", &(struct known_entry){ .ino = 6, .name = "a.pdf" }, 1), 0);
+	assert_int_equal(state_save_entries(s, "S", first, 2, NULL), 0);
+	assert_int_equal(state_save_entries(s, "S", NULL, 0, NULL), 0);
+	assert_int_equal(state_save_entries(s, "T", &(struct known_entry){ .ino = 6, .name = "a.pdf" }, 1, NULL), 0);
 	s = reopen(s);
 	assert_entries(s, "S", "5:a.pdf:d1:-1:0:10 7:b.pdf:-:12345678901234567:9:00 ");
 	assert_entries(s, "T", "6:a.pdf:-:0:0:00 ");
 	assert_entries(s, "U", "");
-	assert_int_equal(state_save_entries(s, "S", &taken, 1),
+	assert_int_equal(state_save_entries(s, "S", &taken, 1, NULL),
 			 0); /* takes the name from 5, and from no other session */
-	assert_int_equal(state_save_entries(s, "S", &renamed, 1), 0);
+	assert_int_equal(state_save_entries(s, "S", &renamed, 1, NULL), 0);
 	s = reopen(s);
 	assert_entries(s, "S", "7:c.pdf:d7:1:0:00 9:a.pdf:d2:-1:0:01 ");
 	assert_entries(s, "T", "6:a.pdf:-:0:0:00 ");
 	assert_int_equal(state_remove_entries(s, (const uint64_t[]){ 7, 12345 }, 2), 0);
 	assert_entries(s, "S", "9:a.pdf:d2:-1:0:01 ");
+	state_close(s);
+}
+
+static void each_change_of_a_sessions_entries_has_a_mark_of_its_own(void **state)
+{
+	struct state *s = open_state();
+	const struct known_entry a = { .ino = 5, .name = "a.pdf", .mtime_ns = -1 }, b = { .ino = 6, .name = "b.pdf" };
+	struct state_mark mine = { .before = 0, .after = 77 };
+
+	(void)state;
+	assert_int_equal(state_mark(s, "S"), 0);
+	assert_int_equal(state_save_entries(s, "S", &a, 1, &mine), 0);
+	assert_int_equal(state_mark(s, "S"), 77);
+	assert_int_equal(state_save_entries(s, "T", &b, 1, NULL), 0);
+	s = reopen(s);
+	assert_int_equal(state_mark(s, "S"), 77); /* another session's are another matter */
+	assert_int_not_equal(state_mark(s, "T"), 0);
+	assert_int_equal(state_save_entries(s, "S", &a, 1, NULL), 0);
+	int64_t second = state_mark(s, "S");
+	assert_int_not_equal(second, 77);
+	/* Somebody was faster: it is not what the caller thinks. */
+	mine = (struct state_mark){ .before = 77, .after = 78 };
+	assert_int_equal(state_save_entries(s, "S", &a, 1, &mine), 0);
+	assert_int_not_equal(state_mark(s, "S"), 78);
+	assert_int_not_equal(state_mark(s, "S"), second);
+	mine = (struct state_mark){ .before = state_mark(s, "S"), .after = 79 };
+	assert_int_equal(state_save_entries(s, "S", &a, 1, &mine), 0);
+	assert_int_equal(state_mark(s, "S"), 79);
+	assert_int_equal(state_remove_entries(s, (const uint64_t[]){ 5 }, 1), 0);
+	assert_int_not_equal(state_mark(s, "S"), 79);
 	state_close(s);
 }
 
@@ -321,7 +351,7 @@ static void many_entries_are_saved_in_one_go(void **state)
 		(void)snprintf(names[i], sizeof(names[i]), "%d.pdf", i);
 		entries[i] = (struct known_entry){ .ino = 5000 + (uint64_t)i, .name = names[i], .mtime_ns = -1 };
 	}
-	assert_int_equal(state_save_entries(s, "S", entries, 2000), 0);
+	assert_int_equal(state_save_entries(s, "S", entries, 2000, NULL), 0);
 	assert_int_equal(state_load_entries(s, "S", write_down, &text), 0);
 	int count = 0;
 	for (const char *c = buf_text(&text); *c; c++)
@@ -577,7 +607,7 @@ static uint64_t fill_state(void)
 		char name[16];
 		last = state_next_ino(s);
 		(void)snprintf(name, sizeof(name), "%d.pdf", i);
-		assert_int_equal(state_save_entries(s, "S", &(struct known_entry){ .ino = last, .name = name }, 1), 0);
+		assert_int_equal(state_save_entries(s, "S", &(struct known_entry){ .ino = last, .name = name }, 1, NULL), 0);
 	}
 	assert_int_equal(state_set(s, "k", "old"), 0);
 	state_close(s);
@@ -646,6 +676,7 @@ int main(void)
 		EACH(a_session_is_remembered_whole_and_seen_by_its_account_alone),
 		EACH(an_old_name_leads_to_the_session_that_had_it_last),
 		EACH(entries_are_kept_by_number_and_a_name_has_one_owner),
+		EACH(each_change_of_a_sessions_entries_has_a_mark_of_its_own),
 		EACH(many_entries_are_saved_in_one_go),
 		EACH(a_folder_in_use_is_refused_with_the_name_of_who_has_it),
 		EACH(the_owner_can_be_read_while_there_is_one),

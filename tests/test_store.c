@@ -229,6 +229,52 @@ static void the_same_said_again_costs_a_time_and_no_listing(void **state)
 	assert_int_equal(listing_as_of_wall_ms(loaded), 2002);
 }
 
+static void set_annex(struct listing *l, const char *text)
+{
+	listing_set_annex(l, strdup(text), strlen(text) + 1);
+}
+
+/* text NULL: it has none. */
+static void assert_annex(struct place *p, const char *session_id, const char *text)
+{
+	CLEANUP(listing_release) struct listing *l = NULL;
+	size_t len;
+
+	open_again(p, 0, 0);
+	assert_int_equal(store_load(p->store, me, session_id, 1000000, &l), 0);
+	CLEANUP(text_release) char *annex = listing_take_annex(l, &len);
+	if (!text) {
+		assert_null(annex);
+		return;
+	}
+	assert_non_null(annex);
+	assert_int_equal(len, strlen(text) + 1);
+	assert_string_equal(annex, text);
+}
+
+static void an_annex_comes_back_with_its_listing_and_goes_with_it(void **state)
+{
+	struct place *p = *state;
+	CLEANUP(listing_release) struct listing *l = listing_of(p, 3, "uploaded", clock_wall_ms());
+	size_t len;
+
+	set_annex(l, "first");
+	store_put(p->store, me, "S", l);
+	put(p, me, "T", 3, "uploaded");
+	assert_annex(p, "S", "first");
+	assert_annex(p, "T", NULL);
+	assert_null(listing_take_annex(l, &len)); /* written, it takes no memory */
+	/* One that came when its listing was on the disk already goes there with the next time it is said. */
+	store_put(p->store, me, "S", l);
+	store_flush(p->store);
+	set_annex(l, "second");
+	store_put(p->store, me, "S", l);
+	assert_annex(p, "S", "second");
+	/* What was shown of an older listing is not shown of a newer one. */
+	put(p, me, "S", 4, "uploaded");
+	assert_annex(p, "S", NULL);
+}
+
 static void another_account_finds_nothing(void **state)
 {
 	struct place *p = *state;
@@ -495,6 +541,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_is_put_is_written_without_being_asked, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_age_is_told_by_the_wall_clock, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_same_said_again_costs_a_time_and_no_listing, setup, teardown),
+		cmocka_unit_test_setup_teardown(an_annex_comes_back_with_its_listing_and_goes_with_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(another_account_finds_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_is_forgotten_is_gone_at_once_and_for_good, setup, teardown),
 		cmocka_unit_test_setup_teardown(records_of_listings_that_are_no_more_are_removed, setup, teardown),

@@ -1014,7 +1014,7 @@ static void remembered(void)
 	k.name = (char *)"Q1 new";
 	was_saved[1] = state_save_session(run.state, "me", &k) == 0;
 	was_saved[0] |= was_saved[1];
-	was_saved[2] = state_save_entries(run.state, "s1", two_entries, 2) == 0;
+	was_saved[2] = state_save_entries(run.state, "s1", two_entries, 2, NULL) == 0;
 	was_saved[3] = state_set(run.state, "naming", "session") == 0;
 	was_saved[4] = state_save_alias(run.state, "s1", "Q0") == 0;
 	run.stage = "with a fault";

@@ -54,13 +54,15 @@ static void notice_send(void *arg)
 	struct notice *n = arg;
 	struct mount *m = n->m;
 
+	struct entry_view room;
+
 	pthread_mutex_lock(&m->tree.lock);
-	struct node *node = tree_find(&m->tree, n->ino);
+	const struct node *node = tree_look(&m->tree, n->ino, &room);
 	/* The kernel holds the folder's lock as long as such a request is under way, and a notice about a name wants it too: it would not
 	 * only wait here, but keep whoever comes behind it waiting. */
 	int locked_ops = !node                       ? 0
 			 : node->kind == NODE_ROOT   ? m->tree.root_locked_ops
-			 : node->kind == NODE_FOLDER ? ((struct folder *)node)->locked_ops
+			 : node->kind == NODE_FOLDER ? ((const struct folder *)node)->locked_ops
 						     : 0;
 	bool is_locked = n->name && locked_ops > 0;
 	bool is_served = m->is_served;
@@ -681,10 +683,12 @@ static void keeping_begin(struct flight *fl, struct keeping *ret)
 	struct mount *m = fl->m;
 	struct folder *f = fl->folder;
 
+	if (!fl->lacks_annex)
+		return;
 	ret->mark.before = state_mark(m->state, f->session.id);
 	ret->mark.after = fl->saving.count > 0 ? clock_wall_ns() : ret->mark.before;
 	SCOPED_LOCK(&m->tree.lock);
-	if (!fl->lacks_annex || !f->listing || ret->mark.after == 0)
+	if (!f->listing || ret->mark.after == 0)
 		return;
 	if (folder_copy_resting(f, &ret->rest, note_other, &ret->others) == 0)
 		ret->listing = listing_ref(f->listing);

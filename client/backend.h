@@ -177,6 +177,8 @@ void listing_get_names(const struct listing *l, int i, const char **ret_id, cons
 bool document_is_equal(const struct document *a, const struct document *b);
 /* The index of an id, or -1. */
 int listing_find(const struct listing *l, const char *id);
+/* The first index from `from` on whose document has these bytes; it may have no size. -1: none. Looks at all, at some 20 ns each. */
+int listing_find_bytes(const struct listing *l, int from, const char *sha256, int64_t size_bytes);
 int64_t listing_asked_ms(const struct listing *l);      /* clock_now_ms() when the first request for it was sent */
 int64_t listing_as_of_wall_ms(const struct listing *l); /* when the service last said so */
 /* A number no other listing of this process has; equal numbers: the same documents in the same condition. */

@@ -431,8 +431,8 @@ static const unsigned char *unpack_record(const struct records *rs, uint32_t i, 
 	return p;
 }
 
-/* The id alone: a look-up passes many records and wants nothing else of them. */
-static const char *record_id(const struct records *rs, uint32_t i)
+/* Passes the numbers of a record's head; where its hash is, if it has one, else its texts. */
+static const unsigned char *skip_head(const struct records *rs, uint32_t i, unsigned *ret_flags)
 {
 	const unsigned char *p = (const unsigned char *)rs->arena.data + rs->at[i];
 	unsigned flags = (unsigned)unpack_number(&p);
@@ -442,6 +442,16 @@ static const char *record_id(const struct records *rs, uint32_t i)
 		if (flags & flag)
 			(void)unpack_number(&p);
 	}
+	*ret_flags = flags;
+	return p;
+}
+
+/* The id alone: a look-up passes many records and wants nothing else of them. */
+static const char *record_id(const struct records *rs, uint32_t i)
+{
+	unsigned flags;
+	const unsigned char *p = skip_head(rs, i, &flags);
+
 	return (const char *)p + (flags & HAS_SHA256 ? 32 : 0);
 }
 
@@ -860,6 +870,26 @@ bool document_is_equal(const struct document *a, const struct document *b)
 int listing_find(const struct listing *l, const char *id)
 {
 	return (int)records_find(l->records, id);
+}
+
+int listing_find_bytes(const struct listing *l, int from, const char *sha256, int64_t size_bytes)
+{
+	const struct records *rs = l->records;
+	unsigned char hash[32];
+	unsigned flags;
+
+	if (!read_hash(sha256, hash))
+		return -1;
+	for (uint32_t i = (uint32_t)from; i < rs->count; i++) {
+		const unsigned char *p = skip_head(rs, i, &flags);
+		if (!(flags & HAS_SHA256) || memcmp(p, hash, sizeof(hash)) != 0)
+			continue;
+		struct document d;
+		listing_get(l, (int)i, &d);
+		if (d.size_bytes < 0 || d.size_bytes == size_bytes)
+			return (int)i;
+	}
+	return -1;
 }
 
 int64_t listing_asked_ms(const struct listing *l)

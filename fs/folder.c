@@ -53,7 +53,6 @@ static void notice_send(void *arg)
 {
 	struct notice *n = arg;
 	struct mount *m = n->m;
-
 	struct entry_view room;
 
 	pthread_mutex_lock(&m->tree.lock);

@@ -1343,11 +1343,9 @@ void local_known(void *arg, const char *session_id, const char *sha256, int64_t 
 						  strcmp(mine->session.workspace_id, f->session.workspace_id) == 0);
 		struct document d;
 		struct entry *e;
-		for (int i = 0; f->listing && is_reachable && i < listing_count(f->listing); i++) {
+		int i = f->listing && is_reachable ? listing_find_bytes(f->listing, 0, sha256, size_bytes) : -1;
+		for (; i >= 0; i = listing_find_bytes(f->listing, i + 1, sha256, size_bytes)) {
 			listing_get(f->listing, i, &d);
-			if (!d.sha256 || strcmp(d.sha256, sha256) != 0 ||
-			    (d.size_bytes >= 0 && d.size_bytes != size_bytes))
-				continue;
 			/* Nobody stands for what was detached since. */
 			if (f == mine &&
 			    (resting_awake(&f->at_rest, i) || resting_has(&f->at_rest, i) || f->is_withheld) &&

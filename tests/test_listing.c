@@ -271,6 +271,32 @@ static void each_listing_has_a_serial_of_its_own_but_a_renewal(void **state)
 	assert_true(listing_asked_ms(patched) == 1000 && listing_as_of_wall_ms(patched) == 2000);
 }
 
+static void documents_are_found_by_their_bytes(void **state)
+{
+	struct listing_builder *b = listing_builder_new(NULL);
+	static const char one[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+	static const char other[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddee00";
+	const struct {
+		const char *id, *sha256;
+		int64_t size_bytes;
+	} rows[] = { { "a", one, 5 }, { "b", NULL, 5 }, { "c", other, 5 }, { "d", one, 6 }, { "e", one, -1 } };
+
+	(void)state;
+	for (int i = 0; i < 5; i++) {
+		const struct document d = { .id = rows[i].id, .filename = "x.pdf", .status = "s", .sha256 = rows[i].sha256,
+					    .size_bytes = rows[i].size_bytes, .created_ms = i, .pages = -1,
+					    .parsing.updated_ms = -1 };
+		assert_int_equal(listing_builder_add(b, &d, NULL), 0);
+	}
+	CLEANUP(listing_release) struct listing *l = finish(b);
+	assert_int_equal(listing_find_bytes(l, 0, one, 5), 0);
+	assert_int_equal(listing_find_bytes(l, 1, one, 5), 4);
+	assert_int_equal(listing_find_bytes(l, 5, one, 5), -1);
+	assert_int_equal(listing_find_bytes(l, 0, one, 6), 3);
+	assert_int_equal(listing_find_bytes(l, 0, other, 5), 2);
+	assert_int_equal(listing_find_bytes(l, 0, "", 5), -1);
+}
+
 static void an_annex_is_shared_by_renewals_and_not_by_patches(void **state)
 {
 	CLEANUP(listing_release) struct listing *l = listing_of("a b", "new", NULL);
@@ -791,6 +817,7 @@ int main(void)
 		cmocka_unit_test(the_second_of_an_id_takes_the_firsts_place),
 		cmocka_unit_test(an_id_that_is_not_there_is_not_found),
 		cmocka_unit_test(each_listing_has_a_serial_of_its_own_but_a_renewal),
+		cmocka_unit_test(documents_are_found_by_their_bytes),
 		cmocka_unit_test(an_annex_is_shared_by_renewals_and_not_by_patches),
 		cmocka_unit_test(a_renewal_outlives_what_it_renewed),
 		cmocka_unit_test(patches_come_out_as_their_table_says),

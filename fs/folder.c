@@ -708,16 +708,6 @@ static void keeping_end(struct keeping *k)
 	listing_unref(k->listing);
 }
 
-/* The names that a flight brought. Those that change while they are saved change the mark. tree.lock not held. */
-static void save_and_keep(struct flight *fl)
-{
-	struct keeping k = { 0 };
-
-	keeping_begin(fl, &k);
-	save(fl->m, fl->folder->session.id, &fl->saving, &k.mark);
-	keeping_end(&k);
-}
-
 void folders_settle(struct mount *m)
 {
 	bool is_more = true;
@@ -731,31 +721,13 @@ void folders_settle(struct mount *m)
 		memory_give_back();
 }
 
-static void flight_run(void *arg)
+/* Asks the service, and once more when somebody waits by now for what was begun in the background. */
+static int ask(struct flight *fl, struct listing *known, struct fault *ret_fault, struct listing **ret)
 {
-	struct flight *fl = arg;
 	struct mount *m = fl->m;
-	struct folder *f = fl->folder;
-	CLEANUP(listing_release) struct listing *found = NULL, *known = NULL;
-	struct layout_change c = { 0 };
-
-	if (fl->recalls)
-		recall(fl);
-	else
-		(void)load_names(m, f, NULL, NULL);
-	pthread_mutex_lock(&m->tree.lock);
-	known = f->listing ? listing_ref(f->listing) : NULL;
-	int64_t now = clock_now_ms();
-	bool asks_session = known && now - f->session_asked_ms > SESSION_TTL_MS;
-	if (!known && !(f->snapshot && f->snapshot->is_growing)) {
-		struct snapshot *s = folder_snapshot(&m->tree, f, true);
-		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
-	}
-	f->flight = fl;
-	f->has_heard = false;
-	pthread_mutex_unlock(&m->tree.lock);
-	struct call call;
+	int64_t deadline_ms = clock_now_ms() + WALK_MS_MAX;
 	int r;
+
 	do {
 		pthread_mutex_lock(&m->tree.lock);
 		if (fl->is_hurried) {
@@ -764,23 +736,26 @@ static void flight_run(void *arg)
 			atomic_store(&fl->transfer.cancelled, false);
 		}
 		pthread_mutex_unlock(&m->tree.lock);
-		call = (struct call){ .urgency = fl->urgency,
-				      .deadline_ms = now + WALK_MS_MAX,
-				      .on_page = known ? NULL : on_page,
-				      .on_page_arg = fl,
-				      .on_session = on_session,
-				      .on_session_arg = fl,
-				      .transfer = &fl->transfer };
-		r = backend_list_documents(m->backend, &call, f->session.id, known, &found);
+		struct call call = { .urgency = fl->urgency,
+				     .deadline_ms = deadline_ms,
+				     .on_page = known ? NULL : on_page,
+				     .on_page_arg = fl,
+				     .on_session = on_session,
+				     .on_session_arg = fl,
+				     .transfer = &fl->transfer };
+		r = backend_list_documents(m->backend, &call, fl->folder->session.id, known, ret);
+		*ret_fault = call.fault;
 	} while (r == -ECANCELED && is_hurried(fl));
-	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS)
-		ask_session(m, f);
-	if (r == 0)
-		uploads_service_answered(m->uploads);
-	bool has_changed = r == 0 && (!known || listing_serial(known) != listing_serial(found));
-	bool has_processing = has_changed && processes_any(found);
+	return r;
+}
 
-	pthread_mutex_lock(&m->tree.lock);
+/* Shows what the service answered: r and `found`, or r and the fault. tree.lock held. */
+static int show_answer(struct flight *fl, struct listing *found, int r, const struct fault *fault)
+{
+	struct mount *m = fl->m;
+	struct folder *f = fl->folder;
+	struct layout_change c = { 0 };
+
 	if (!f->is_shown)
 		r = -ENOENT; /* taken off meanwhile */
 	bool was_withheld = f->is_withheld;
@@ -792,19 +767,55 @@ static void flight_run(void *arg)
 		show_change(fl, &c);
 	} else if (r == 0) { /* the same documents, said again */
 		folder_renew_listing(f, found);
-	} else if (r == -ENOENT && call.fault.kind == FAULT_GONE) {
+	} else if (r == -ENOENT && fault->kind == FAULT_GONE) {
 		leave_if_gone(m, f);
 	} else if (r == -EACCES) {
 		stop_showing(m, f);
 	}
 	if (r == 0)
 		f->is_gone = false;
+	return r;
+}
+
+static void flight_run(void *arg)
+{
+	struct flight *fl = arg;
+	struct mount *m = fl->m;
+	struct folder *f = fl->folder;
+	CLEANUP(listing_release) struct listing *found = NULL, *known = NULL;
+	struct keeping keeping = { 0 };
+	struct fault fault = { 0 };
+
+	if (fl->recalls)
+		recall(fl);
+	else
+		(void)load_names(m, f, NULL, NULL);
+	pthread_mutex_lock(&m->tree.lock);
+	known = f->listing ? listing_ref(f->listing) : NULL;
+	bool asks_session = known && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS;
+	if (!known && !(f->snapshot && f->snapshot->is_growing)) {
+		struct snapshot *s = folder_snapshot(&m->tree, f, true);
+		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
+	}
+	f->flight = fl;
+	f->has_heard = false;
+	pthread_mutex_unlock(&m->tree.lock);
+	int r = ask(fl, known, &fault, &found);
+	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS)
+		ask_session(m, f);
+	if (r == 0)
+		uploads_service_answered(m->uploads);
+	bool has_changed = r == 0 && (!known || listing_serial(known) != listing_serial(found));
+	bool has_processing = has_changed && processes_any(found);
+
+	pthread_mutex_lock(&m->tree.lock);
+	r = show_answer(fl, found, r, &fault);
 	f->refresh_error = r;
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;
+	f->flight = NULL;
 	if (r == 0)
 		learn_wake(m);
-	f->flight = NULL;
 	if (has_changed)
 		f->has_processing = has_processing;
 	plan_poll(m, f, has_changed);
@@ -813,8 +824,10 @@ static void flight_run(void *arg)
 	folders_settle(m); /* a large listing has woken many */
 	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && listing_count(found) >= TRIM_COUNT);
 	fl->lacks_annex |= has_changed || fl->saving.count > 0;
-	save_and_keep(fl);
+	keeping_begin(fl, &keeping);
+	save(m, f->session.id, &fl->saving, &keeping.mark);
 	park_wake(m->park, &f->waiters, 0);
+	keeping_end(&keeping);
 	pthread_mutex_lock(&m->tree.lock);
 	node_drop(&m->tree, &f->node);
 	pthread_mutex_unlock(&m->tree.lock);

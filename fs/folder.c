@@ -145,8 +145,7 @@ static size_t saving_text(struct saving *s, const char *text)
 	return at;
 }
 
-/* tree.lock held. */
-static int saving_note(struct saving *s, const struct entry *e)
+static int saving_put(struct saving *s, const struct known_entry *k)
 {
 	if (s->count == s->room) {
 		int room = s->room ? s->room * 2 : 32;
@@ -163,20 +162,28 @@ static int saving_note(struct saving *s, const struct entry *e)
 			s->texts = BUF(SAVED_TEXTS_MAX);
 	}
 	size_t before = s->texts.len;
-	struct saved_texts at = { saving_text(s, e->name), saving_text(s, entry_document_id(e)) };
+	struct saved_texts at = { saving_text(s, k->name), saving_text(s, k->document_id) };
 	if (s->texts.failed) {
 		s->texts.failed = false; /* what is whole stays */
 		s->texts.len = before;
 		return -ENOMEM;
 	}
 	s->at[s->count] = at;
-	s->items[s->count++] = (struct known_entry){ .ino = e->node.ino,
-						     .mtime_ns = e->past->mtime_ns,
-						     .attached_wall_ms = e->past->attached_wall_ms,
-						     .was_there_before = e->was_there_before,
-						     .is_gone = !e->is_shown,
-						     .learned_bytes = e->past->learned_bytes };
+	s->items[s->count++] = *k;
 	return 0;
+}
+
+/* tree.lock held. */
+static int saving_note(struct saving *s, const struct entry *e)
+{
+	return saving_put(s, &(struct known_entry){ .ino = e->node.ino,
+						    .name = e->name,
+						    .document_id = entry_document_id(e),
+						    .mtime_ns = e->past->mtime_ns,
+						    .attached_wall_ms = e->past->attached_wall_ms,
+						    .was_there_before = e->was_there_before,
+						    .is_gone = !e->is_shown,
+						    .learned_bytes = e->past->learned_bytes });
 }
 
 /* The state is going to have it. tree.lock held. */
@@ -278,6 +285,7 @@ struct loading {
 	struct mount *m;
 	struct folder *folder;
 	struct resting rest; /* of nothing: no listing is remembered */
+	struct saving others;
 };
 
 static bool rests(struct loading *l, const struct known_entry *k)
@@ -293,9 +301,8 @@ static bool rests(struct loading *l, const struct known_entry *k)
 	       resting_put(&l->rest, i, (struct rest){ .ino = k->ino, .is_saved = true }) == 0;
 }
 
-static void load_other(void *arg, const struct known_entry *k)
+static void load_other(struct loading *l, const struct known_entry *k)
 {
-	struct loading *l = arg;
 	struct tree *t = &l->m->tree;
 	struct folder *f = l->folder;
 	SCOPED_LOCK(&t->lock);
@@ -317,10 +324,19 @@ static void load_other(void *arg, const struct known_entry *k)
 	e->is_saved_gone = k->is_gone;
 }
 
-static void load_entry(void *arg, const struct known_entry *k)
+/* Under the state's lock: the tree's comes before that. */
+static void note_loaded(void *arg, const struct known_entry *k)
 {
-	if (!rests(arg, k))
-		load_other(arg, k);
+	struct loading *l = arg;
+
+	if (!rests(l, k))
+		(void)saving_put(&l->others, k); /* without memory it is named anew */
+}
+
+/* From what is kept beside the listing: those that rest do so already. */
+static void note_kept(void *arg, const struct known_entry *k)
+{
+	(void)saving_put(&((struct loading *)arg)->others, k);
 }
 
 /* What came into the tree before, or meanwhile, goes first. tree.lock held. */
@@ -348,7 +364,7 @@ static bool load_annex(struct loading *l, struct listing *found)
 	CLEANUP(text_release) char *bytes = listing_take_annex(found, &len);
 	int64_t mark = bytes ? state_mark(l->m->state, l->folder->session.id) : 0;
 
-	return mark != 0 && annex_unpack(bytes, len, found, mark, &l->rest, load_other, l) == 0;
+	return mark != 0 && annex_unpack(bytes, len, found, mark, &l->rest, note_kept, l) == 0;
 }
 
 /* Names that were shown before this mount began. With `found`, what was listed then, most come to rest in *ret_rest. true: all that it had
@@ -367,8 +383,12 @@ static bool load_names(struct mount *m, struct folder *f, struct listing *found,
 	if (found && !had_annex)
 		(void)resting_begin(&l.rest, found); /* without memory they are entries */
 	if (!had_annex)
-		(void)state_load_entries(m->state, f->session.id, load_entry,
+		(void)state_load_entries(m->state, f->session.id, note_loaded,
 					 &l); /* logged there; names are given anew */
+	saving_end(&l.others);
+	for (int i = 0; i < l.others.count; i++)
+		load_other(&l, &l.others.items[i]);
+	saving_release(&l.others);
 	if (ret_rest)
 		*ret_rest = l.rest;
 	return had_annex;

@@ -42,6 +42,11 @@ enum {
 	BATCH_MAX = 20,
 	HEADERS_MAX = 32,
 	REUSED_MS = 10 * 60 * 1000, /* a document so much older than its upload was there before */
+	PAGE_TRIES = 4,             /* more of a page, before all those before it were for nothing */
+	PAGE_PAUSE_MS = 500,        /* before the first of them, then twice as long each time */
+	SINGLES_PART = 4,           /* documents asked for by themselves, at most so many times the pages of a walk */
+	WORDS_MAX = 16,
+	WORD_BYTES = 24,
 };
 
 enum naming { NAMING_AUTO, NAMING_SESSION, NAMING_WORKSPACE };
@@ -51,6 +56,11 @@ struct known {
 	struct known *next;
 	char *key, *value, *name; /* value NULL: asked, and refused */
 	int64_t asked_ms;
+};
+
+/* A status in a session's record, and what the list of its documents calls the same. */
+struct words {
+	char record[WORD_BYTES], listed[WORD_BYTES];
 };
 
 struct raydocs {
@@ -63,12 +73,15 @@ struct raydocs {
 	void *arg;
 	atomic_int page_documents;  /* per_page, as last seen */
 	atomic_bool total_misleads; /* meta.total was seen to disagree with two equal walks */
+	atomic_bool is_stopped;
 
 	pthread_mutex_t lock;    /* guards what follows */
 	struct known *templates; /* template id -> workspace id, and the template's name */
 	struct known *sessions;  /* session id -> template id */
 	bool names_are_lost;     /* a document came back under another name than ours */
 	bool workspace_refused;  /* the token may not use the route that takes a name */
+	struct words words[WORDS_MAX];
+	int word_count;
 };
 
 static struct raydocs *raydocs_from(struct backend *b)
@@ -872,9 +885,11 @@ struct walk {
 	const char *session_id;
 	const char *wanted_sha256; /* stop at this one; NULL: all */
 	struct listing_builder *builder;
-	int64_t total; /* as the first page said; -1 */
-	int64_t pages; /* there are, as far as the last one read can be believed */
-	bool is_torn;  /* the list changed under our eyes: what is missing may only have moved */
+	int64_t total;      /* as the first page said; -1 */
+	int64_t total_last; /* as the last one read said */
+	int named;          /* documents in the session's record, where it was asked for */
+	int64_t pages;      /* there are, as far as the last one read can be believed */
+	bool is_torn;       /* the list changed under our eyes: what is missing may only have moved */
 	bool is_found;
 };
 
@@ -959,13 +974,15 @@ static int read_page(struct walk *w, const cJSON *body, int page, int64_t asked_
 	fresh = listing_builder_count(w->builder) - before;
 	if (page == 1)
 		w->total = meta.total;
+	w->total_last = meta.total;
 	w->pages = meta.last_page < PAGES_MAX ? meta.last_page : PAGES_MAX;
 	if (meta.total >= 0 && meta.per_page > 0 && w->pages > (meta.total + meta.per_page - 1) / meta.per_page)
 		w->pages = (meta.total + meta.per_page - 1) / meta.per_page;
 	w->is_torn = w->is_torn || fresh < count || meta.total != w->total;
 	w->is_found = w->wanted_sha256 && holds_hash(list, w->wanted_sha256);
-	/* A last_page that is never reached ends where nothing new comes. */
-	*ret_is_last = w->is_found || page >= meta.last_page || fresh == 0 || page == PAGES_MAX;
+	/* A last_page that is never reached ends where nothing new comes; one that comes too early does not end it. */
+	bool says_more = meta.total > listing_builder_count(w->builder) && !atomic_load(&w->s->total_misleads);
+	*ret_is_last = w->is_found || (page >= meta.last_page && !says_more) || fresh == 0 || page == PAGES_MAX;
 	if (*ret_is_last && !w->is_found) {
 		if (page < meta.last_page)
 			w->is_torn = true;
@@ -984,6 +1001,36 @@ static int get_page(struct raydocs *s, struct call *call, const char *session_id
 					.path = page_path(&path, session_id, page) };
 
 	return q.path ? http_json(s->http, call, &q, ret) : call_no_memory(call);
+}
+
+/* Sleeps; false: the caller gives up, or has no time for that. */
+static bool nap(struct raydocs *s, const struct call *call, int64_t ms)
+{
+	const struct timespec slice = { .tv_nsec = 50 * 1000000 };
+	int64_t until = clock_now_ms() + ms;
+
+	if (call->deadline_ms && until >= call->deadline_ms)
+		return false;
+	while (clock_now_ms() < until) {
+		if (atomic_load(&s->is_stopped) || (call->transfer && atomic_load(&call->transfer->cancelled)))
+			return false;
+		(void)nanosleep(&slice, NULL); /* woken early, it looks early */
+	}
+	return true;
+}
+
+/* One page of hundreds that is refused for the moment does not end the walk. */
+static int get_page_again(struct walk *w, int page, int error, cJSON **ret)
+{
+	const enum fault_kind *kind = &w->call->fault.kind;
+
+	for (int i = 0; i < PAGE_TRIES && error < 0 && page > 1 && (*kind == FAULT_AWAY || *kind == FAULT_BUDGET);
+	     i++) {
+		if (!nap(w->s, w->call, PAGE_PAUSE_MS << i))
+			break;
+		error = get_page(w->s, w->call, w->session_id, page, ret);
+	}
+	return error;
 }
 
 /* Pages on their way, of which the walker takes the oldest and sends for another. */
@@ -1095,9 +1142,11 @@ static int walk_together(struct walk *w, int64_t asked_ms)
 			ahead_send(&a, w, ++sent);
 		ahead_wait(&a, w, p, false);
 		r = p->r;
-		if (r < 0)
+		if (r < 0) {
 			w->call->fault = p->call.fault;
-		else
+			r = get_page_again(w, page, r, &p->body);
+		}
+		if (r == 0)
 			r = read_page(w, p->body, page, asked_ms, &is_last);
 		cJSON_Delete(p->body);
 		p->body = NULL;
@@ -1132,7 +1181,7 @@ static int walk_run(struct walk *w, struct listing **ret)
 			r = walk_together(w, asked_ms);
 			break;
 		}
-		r = get_page(w->s, w->call, w->session_id, page, &body);
+		r = get_page_again(w, page, get_page(w->s, w->call, w->session_id, page, &body), &body);
 		if (r == 0)
 			r = read_page(w, body, page, asked_ms, &is_last);
 	}
@@ -1164,39 +1213,6 @@ static bool listings_are_equal(const struct listing *a, const struct listing *b,
 	return true;
 }
 
-/* All documents of a session. A torn walk is walked again, so that nobody's absence is concluded from one; after two
- * torn ones whoever was in either is there. */
-static int walk_soundly(struct walk *w, struct listing **ret, bool *ret_is_sound)
-{
-	CLEANUP(listing_release) struct listing *first = NULL;
-	CLEANUP(listing_release) struct listing *second = NULL;
-	int r = walk_run(w, &first);
-
-	*ret_is_sound = true;
-	if (r == 0 && w->is_torn && !w->is_found) {
-		r = walk_run(w, &second);
-		if (r == 0 && w->is_torn && !w->is_found) {
-			if (listings_are_equal(first, second, false)) {
-				atomic_store(&w->s->total_misleads, true);
-				w->is_torn = false;
-			}
-			*ret_is_sound = !w->is_torn;
-			struct listing *both = NULL;
-			r = listing_patch(first, NULL, 0, second, &both);
-			if (r == 0) {
-				*ret = both;
-				return 0;
-			}
-		}
-	}
-	if (r < 0)
-		return r;
-	struct listing **result = second ? &second : &first;
-	*ret = *result;
-	*result = NULL;
-	return 0;
-}
-
 /* ---- what changed since ------------------------------------------------------------------------------------------ */
 
 static int get_document_json(struct raydocs *s, struct call *call, const char *document_id, cJSON **ret);
@@ -1215,6 +1231,7 @@ struct update {
 	struct call *call;
 	const char *session_id;
 	struct listing *known;
+	const struct listing *walked; /* a part of known that is of now, whatever the record says; NULL: none */
 	int64_t asked_ms, as_of_wall_ms;
 	cJSON *record;
 	bool *is_named;          /* of known: the record names it */
@@ -1268,6 +1285,52 @@ static int walk_pages(const struct update *u)
 	return (listing_count(u->known) + per_page - 1) / per_page;
 }
 
+/* The record and the list may have words of their own for one status. */
+static bool is_same_status(struct raydocs *s, const char *in_record, const char *listed)
+{
+	if (!in_record || !listed || strcmp(in_record, listed) == 0)
+		return text_is_equal(in_record, listed);
+	SCOPED_LOCK(&s->lock);
+	for (int i = 0; i < s->word_count; i++) {
+		if (strcmp(s->words[i].record, in_record) == 0 && strcmp(s->words[i].listed, listed) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void learn_word(struct raydocs *s, const char *in_record, const char *listed)
+{
+	if (is_same_status(s, in_record, listed) || strlen(in_record) >= WORD_BYTES || strlen(listed) >= WORD_BYTES)
+		return;
+	SCOPED_LOCK(&s->lock);
+	if (s->word_count == WORDS_MAX)
+		return;
+	struct words *w = &s->words[s->word_count++];
+	memcpy(w->record, in_record, strlen(in_record) + 1);
+	memcpy(w->listed, listed, strlen(listed) + 1);
+}
+
+/* Where the list had the same word before and behind a record that has another one of the same meaning, nothing changed
+ * between them: that is how the two call it. */
+static void learn_words(const struct update *u, const struct listing *now)
+{
+	const cJSON *item;
+
+	cJSON_ArrayForEach (item, cJSON_GetObjectItemCaseSensitive(unwrap(u->record), "documents")) {
+		const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "id"));
+		const char *status = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "status"));
+		int was_at = id ? listing_find(u->known, id) : -1, at = id ? listing_find(now, id) : -1;
+		struct document was, is;
+
+		if (!status || was_at < 0 || at < 0)
+			continue;
+		listing_get(u->known, was_at, &was);
+		listing_get(now, at, &is);
+		if (is.status && text_is_equal(was.status, is.status) && is.state == state_of(status))
+			learn_word(u->s, status, is.status);
+	}
+}
+
 /* Compares the record with what is known. 1: it can't be gone by; more than a walk would cost is not looked at. */
 static int read_record(struct update *u)
 {
@@ -1295,7 +1358,9 @@ static int read_record(struct update *u)
 			u->named++;
 			listing_get(u->known, at, &doc);
 		}
-		if (at < 0 || !text_is_equal(doc.filename, name) || !text_is_equal(doc.status, status)) {
+		bool is_known = at >= 0 && (!name || text_is_equal(doc.filename, name)) &&
+				is_same_status(u->s, status, doc.status);
+		if (!is_known && !(u->walked && listing_find(u->walked, id) >= 0)) {
 			int r = need(u, id, place / per_page + 1);
 			if (r < 0)
 				return r;
@@ -1475,11 +1540,29 @@ static int update_finish(struct update *u, struct listing **ret)
 	return r == 0 ? listing_renew(patched, u->asked_ms, u->as_of_wall_ms, ret) : r;
 }
 
+/* The session's name may have changed too. What its template says is told as far as it is known. */
+static void tell_session(const struct update *u)
+{
+	CLEANUP(session_release) struct session seen = { 0 };
+
+	if (!u->call->on_session || read_session(u->record, &seen) < 0)
+		return;
+	if (seen.template_id) {
+		SCOPED_LOCK(&u->s->lock);
+		const struct known *k = known_find(u->s->templates, seen.template_id);
+		seen.workspace_id = k && k->value ? strdup(k->value) : NULL;
+		seen.qualifier = k && k->name ? strdup(k->name) : NULL;
+	}
+	u->call->on_session(u->call->on_session_arg, &seen);
+}
+
 /* 1: only a walk can tell. */
 static int update_run(struct update *u, struct listing **ret)
 {
 	int count = 0, r = get_session_json(u->s, u->call, u->session_id, &u->record);
 
+	if (r == 0)
+		tell_session(u);
 	if (r == 0)
 		r = read_record(u);
 	if (r != 0)
@@ -1499,6 +1582,116 @@ static int update_run(struct update *u, struct listing **ret)
 	else if (r == 0)
 		r = take_needed(u);
 	return r == 0 ? update_finish(u, ret) : r;
+}
+
+/* What a walk brought, and what was known before and it did not bring. */
+static int with_known(struct listing *walked, struct listing *known, struct listing **ret)
+{
+	CLEANUP(listing_release) struct listing *lacking = NULL;
+	int count = listing_count(walked), r = -ENOMEM;
+	const char **had = known ? calloc((size_t)count + 1, sizeof(*had)) : NULL;
+	struct document d;
+
+	if (!known) {
+		*ret = listing_ref(walked);
+		return 0;
+	}
+	for (int i = 0; had && i < count; i++) {
+		listing_get(walked, i, &d);
+		had[i] = d.id;
+	}
+	if (had)
+		r = listing_patch(known, had, count, NULL, &lacking);
+	if (r == 0)
+		r = listing_patch(walked, NULL, 0, lacking, ret);
+	free(had);
+	return r;
+}
+
+/* The record names whom the walk brought and nobody else. */
+static bool is_named_alike(const struct update *u)
+{
+	struct document d;
+
+	for (int i = 0; i < listing_count(u->walked); i++) {
+		listing_get(u->walked, i, &d);
+		if (!u->is_named[listing_find(u->known, d.id)])
+			return false;
+	}
+	return u->named_in_all == listing_count(u->walked);
+}
+
+/* A torn walk is mended by the session's record, which names all there are: whom it brought and the record lacks is gone,
+ * whom it did not bring is asked for. 1: the record does not name all, or there are too many to ask for. */
+static int mend(struct walk *w, struct listing *walked, struct listing *known, int singles_max, struct listing **ret)
+{
+	CLEANUP(listing_release) struct listing *all = NULL;
+	CLEANUP(update_release)
+	struct update u = { .s = w->s,
+			    .call = w->call,
+			    .session_id = w->session_id,
+			    .walked = walked,
+			    .asked_ms = listing_asked_ms(walked),
+			    .as_of_wall_ms = listing_as_of_wall_ms(walked) };
+	int r = with_known(walked, known, &all);
+
+	if (r < 0)
+		return call_no_memory(w->call);
+	u.known = all;
+	u.found = listing_builder_new(w->s->scratch_dir);
+	r = u.found ? get_session_json(u.s, u.call, u.session_id, &u.record) : call_no_memory(w->call);
+	if (r == 0)
+		r = read_record(&u);
+	if (r != 0)
+		return r;
+	w->named = u.named_in_all;
+	if (w->total == w->total_last && w->total != u.named_in_all && is_named_alike(&u))
+		atomic_store(&w->s->total_misleads, true); /* the service's own count is wrong */
+	int64_t total = atomic_load(&w->s->total_misleads) ? -1 : w->total_last;
+	if (u.named_in_all < (total >= 0 ? total : listing_count(walked)) || u.needed_count > singles_max)
+		return 1;
+	for (int i = 0; r == 0 && i < u.needed_count; i++)
+		r = take_single(&u, &u.needed[i]);
+	return r == 0 ? update_finish(&u, ret) : r;
+}
+
+/* All documents of a session. Nobody's absence is concluded from a torn walk: it is mended, or walked again; after two
+ * that could not be mended whoever was in either is there. */
+static int walk_soundly(struct walk *w, struct listing *known, struct listing **ret, bool *ret_is_sound)
+{
+	CLEANUP(listing_release) struct listing *first = NULL;
+	CLEANUP(listing_release) struct listing *second = NULL;
+	CLEANUP(listing_release) struct listing *both = NULL;
+	int pages, r = walk_run(w, &first);
+
+	*ret_is_sound = true;
+	if (r < 0 || !w->is_torn || w->is_found) {
+		*ret = r == 0 ? listing_ref(first) : NULL;
+		return r;
+	}
+	pages = (int)(w->total_last > listing_count(first) ? w->total_last : listing_count(first)) /
+			atomic_load(&w->s->page_documents) +
+		1;
+	r = mend(w, first, known, pages, ret);
+	if (r <= 0)
+		return r;
+	r = walk_run(w, &second);
+	if (r < 0 || !w->is_torn || w->is_found) {
+		*ret = r == 0 ? listing_ref(second) : NULL;
+		return r;
+	}
+	r = listing_patch(first, NULL, 0, second, &both);
+	if (r == 0)
+		r = mend(w, both, known, SINGLES_PART * pages, ret);
+	if (r <= 0)
+		return r;
+	*ret_is_sound = w->named <= listing_count(both) && listings_are_equal(first, second, false);
+	if (*ret_is_sound)
+		atomic_store(&w->s->total_misleads, true);
+	else if (known && listing_count(both) < w->total)
+		return with_known(both, known, ret); /* some are there unseen, and these may be they */
+	*ret = listing_ref(both);
+	return 0;
 }
 
 static int raydocs_list_documents(struct backend *b, struct call *call, const char *session_id, struct listing *known,
@@ -1522,13 +1715,17 @@ static int raydocs_list_documents(struct backend *b, struct call *call, const ch
 	if (known && !call->is_sweep && listing_count(known) > atomic_load(&s->page_documents)) {
 		u.found = listing_builder_new(s->scratch_dir);
 		r = u.found ? update_run(&u, ret) : call_no_memory(call);
+		if (r == 0 && u.needed_count > 0)
+			learn_words(&u, *ret);
 		if (r <= 0)
 			return r;
 	}
-	r = walk_soundly(&w, &found, &is_sound);
+	r = walk_soundly(&w, known, &found, &is_sound);
 	walk_release(&w);
 	if (r < 0)
 		return r;
+	if (u.record)
+		learn_words(&u, found);
 	/* A patched one has its newcomers at the end, wherever the service shows them. */
 	if (known && listings_are_equal(known, found, false))
 		return listing_renew(known, u.asked_ms, u.as_of_wall_ms, ret);
@@ -2154,7 +2351,7 @@ static void settle_taken(struct raydocs *s, struct call *call, struct member **g
 
 	if (count == 1)
 		return;
-	int r = walk_soundly(&w, &found, &is_sound);
+	int r = walk_soundly(&w, NULL, &found, &is_sound);
 	walk_release(&w);
 	call_forget_fault(call);
 	if (r < 0)
@@ -2455,7 +2652,7 @@ static int find_in_session(struct raydocs *s, struct call *call, struct upload *
 		u->step = UPLOAD_ATTACHED;
 		return 0;
 	}
-	r = walk_soundly(&w, &found, &is_sound);
+	r = walk_soundly(&w, NULL, &found, &is_sound);
 	walk_release(&w);
 	if (r < 0)
 		return r;
@@ -2571,6 +2768,7 @@ static void raydocs_tell_state(struct backend *b, struct buf *ret)
 
 static void raydocs_stop(struct backend *b)
 {
+	atomic_store(&raydocs_from(b)->is_stopped, true);
 	http_stop(raydocs_from(b)->http);
 }
 

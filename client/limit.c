@@ -100,8 +100,9 @@ struct limit {
 	uint64_t arrivals;
 	bool is_stopped;
 	uint32_t numbers;
-	int64_t learned_limit; /* X-RateLimit-Limit; -1 */
-	int64_t foreign;       /* requests in the server's window that are nobody's of ours */
+	int64_t learned_limit; /* X-RateLimit-Limit: the largest of a window, since some routes may have one of their own; -1 */
+	int64_t learned_ms; /* when it was said last */
+	int64_t foreign;    /* requests in the server's window that are nobody's of ours */
 	int64_t foreign_until_ms;
 	bool file_is_locked;
 	struct shared shared; /* as last read; the truth when there is no file */
@@ -511,9 +512,11 @@ void limit_answered(struct limit *l, uint64_t place, const struct limit_answer *
 		pause_everybody(l, answer->retry_after_ms, now);
 	else if (answer->status > 0 && now >= l->shared.paused_until_ms)
 		l->shared.strikes = 0;
-	if (answer->limit > 0)
+	if (answer->limit > 0 && (answer->limit >= l->learned_limit || now - l->learned_ms >= l->window_ms)) {
 		l->learned_limit = answer->limit;
-	if (answer->limit > 0 && answer->remaining >= 0 && answer->status != 429) {
+		l->learned_ms = now;
+	}
+	if (answer->limit > 0 && answer->limit == l->learned_limit && answer->remaining >= 0 && answer->status != 429) {
 		/* Others behind our address use the same window. Ours may have been counted in an earlier one: then
 		 * this comes out too small, never too large. */
 		l->foreign = clamp(answer->limit - answer->remaining - l->shared.count, 0, answer->limit);

@@ -179,6 +179,28 @@ static void what_the_service_says_of_its_limit_is_learned(void **state)
 	limit_free(l);
 }
 
+static void a_route_with_a_limit_of_its_own_slows_no_other(void **state)
+{
+	(void)state;
+	struct limit *l = limit_of(90, NULL);
+	uint64_t place;
+
+	for (int i = 0; i < 40; i++) {
+		const bool is_other = i % 2;
+		const struct limit_answer answer = { .status = 200, .retry_after_ms = -1, .limit = is_other ? 10 : 100,
+						     .remaining = is_other ? 0 : 99 - i };
+		assert_int_equal(limit_take(l, URGENCY_PERSON, hand_now_ms(), NULL, &place), 0);
+		limit_answered(l, place, &answer);
+	}
+	assert_true(try_many(l, URGENCY_PERSON, 100) >= 40);
+	/* Once nobody says the larger one any more the smaller one holds. */
+	hand_ms += 120000;
+	assert_int_equal(limit_take(l, URGENCY_PERSON, hand_now_ms(), NULL, &place), 0);
+	limit_answered(l, place, &(struct limit_answer){ .status = 200, .retry_after_ms = -1, .limit = 10, .remaining = 9 });
+	assert_in_range(try_many(l, URGENCY_PERSON, 100), 1, 8);
+	limit_free(l);
+}
+
 static void while_a_lesser_urgency_waits_its_share_is_kept(void **state)
 {
 	static const struct { enum urgency urgency; int share; } cases[] = {
@@ -609,6 +631,7 @@ int main(void)
 		TEST(a_429_stops_everybody_for_as_long_as_it_says),
 		TEST(a_429_that_says_nothing_is_waited_out_longer_each_time),
 		TEST(what_the_service_says_of_its_limit_is_learned),
+		TEST(a_route_with_a_limit_of_its_own_slows_no_other),
 		TEST(while_a_lesser_urgency_waits_its_share_is_kept),
 		TEST(another_processs_people_do_not_starve_our_uploads),
 		TEST(whatever_others_use_a_third_is_ours),

@@ -37,6 +37,7 @@ enum {
 	BUSY_WAIT_MS = 2000,
 	STRAY_S = 3600, /* a file of records that nothing refers to for so long is nobody's any more */
 	ACCOUNT_BYTES = 65,
+	FORGOTTEN_MAX = 8,
 };
 
 #define BYTES_MAX (INT64_C(512) << 20)
@@ -70,8 +71,10 @@ struct store {
 	struct note *notes;   /* of every session written since the start: a few words each */
 	struct index by_session;
 	uint64_t changes;
-	int64_t next_ms;               /* when the writer looks again; INT64_MAX: not at all */
-	char forgotten[ACCOUNT_BYTES]; /* an account all of whose rows are to go, before any note; "" none */
+	int64_t next_ms; /* when the writer looks again; INT64_MAX: not at all */
+	/* Accounts all of whose rows are to go, before any note; the first may be going. */
+	char forgotten[FORGOTTEN_MAX][ACCOUNT_BYTES];
+	int forgotten_count;
 	bool is_closing;
 	pthread_mutex_t disk_lock; /* guards what follows; taken before `lock` where both are */
 	sqlite3 *db;               /* NULL: it can't be had */
@@ -561,8 +564,8 @@ static bool take_due(struct store *s, int64_t now_ms, struct note *ret, char for
 	int64_t next_ms = INT64_MAX;
 
 	forgotten[0] = '\0';
-	if (s->forgotten[0]) {
-		memcpy(forgotten, s->forgotten, ACCOUNT_BYTES);
+	if (s->forgotten_count > 0) {
+		memcpy(forgotten, s->forgotten[0], ACCOUNT_BYTES);
 		return true;
 	}
 	for (struct note *n = s->notes; n; n = n->next) {
@@ -616,7 +619,7 @@ static bool write_next(struct store *s, int64_t now_ms)
 		if (e != SQLITE_OK)
 			mourn(s, e, "listings can't be forgotten");
 		SCOPED_LOCK(&s->lock);
-		s->forgotten[0] = '\0';
+		memmove(s->forgotten[0], s->forgotten[1], (size_t)--s->forgotten_count * ACCOUNT_BYTES);
 		return true;
 	}
 	settle(s, &n, write_note(s, &n));
@@ -681,6 +684,25 @@ void store_put(struct store *s, const char *account, const char *session_id, str
 	wake_writer(s, n->due_ms);
 }
 
+static bool is_forgotten(const struct store *s, const char *account)
+{
+	for (int i = 0; i < s->forgotten_count; i++) {
+		if (strcmp(s->forgotten[i], account) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* lock is held. More accounts at a time than there is room for nobody has: the last place is then the latest's. */
+static void forget_all_of(struct store *s, const char *account)
+{
+	if (!is_forgotten(s, account)) {
+		int at = s->forgotten_count < FORGOTTEN_MAX ? s->forgotten_count++ : FORGOTTEN_MAX - 1;
+		(void)snprintf(s->forgotten[at], ACCOUNT_BYTES, "%s", account);
+	}
+	wake_writer(s, 0);
+}
+
 void store_forget(struct store *s, const char *account, const char *session_id)
 {
 	SCOPED_LOCK(&s->lock);
@@ -694,14 +716,12 @@ void store_forget(struct store *s, const char *account, const char *session_id)
 			n->change = ++s->changes;
 			listing_release(&n->listing);
 		}
-		(void)snprintf(s->forgotten, sizeof(s->forgotten), "%s", account);
-		wake_writer(s, 0);
+		forget_all_of(s, account);
 		return;
 	}
 	struct note *n = note_of(s, session_id);
 	if (!n) { /* rather all than one too few */
-		(void)snprintf(s->forgotten, sizeof(s->forgotten), "%s", account);
-		wake_writer(s, 0);
+		forget_all_of(s, account);
 		return;
 	}
 	note_set(s, n, account, NULL, 0);
@@ -720,7 +740,7 @@ static int load_noted(struct store *s, const char *account, const char *session_
 		*ret = listing_ref(n->listing);
 		return 0;
 	}
-	return strcmp(s->forgotten, account) == 0 ? -ENOENT : -EAGAIN;
+	return is_forgotten(s, account) ? -ENOENT : -EAGAIN;
 }
 
 struct reader {

@@ -294,6 +294,22 @@ static void another_account_finds_nothing(void **state)
 	assert_there(p, me, "s1", 3, "mine");
 }
 
+static void two_accounts_may_be_forgotten_in_one_breath(void **state)
+{
+	struct place *p = *state;
+
+	for (int i = 0; i < 20; i++) {
+		put(p, me, "s1", 3, "mine");
+		put(p, another, "s2", 2, "theirs");
+		store_flush(p->store);
+		store_forget(p->store, me, NULL);
+		store_forget(p->store, another, NULL);
+		open_again(p, 0, 0);
+		assert_not_there(p, me, "s1");
+		assert_not_there(p, another, "s2");
+	}
+}
+
 static void what_is_forgotten_is_gone_at_once_and_for_good(void **state)
 {
 	struct place *p = *state;
@@ -543,6 +559,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(the_same_said_again_costs_a_time_and_no_listing, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_annex_comes_back_with_its_listing_and_goes_with_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(another_account_finds_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(two_accounts_may_be_forgotten_in_one_breath, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_is_forgotten_is_gone_at_once_and_for_good, setup, teardown),
 		cmocka_unit_test_setup_teardown(records_of_listings_that_are_no_more_are_removed, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_oldest_go_when_there_is_no_room, setup, teardown),

@@ -46,6 +46,7 @@
  * documents: a sweep takes a twentieth of what the service allows us at the most. */
 #define SWEEP_MS 3600000
 #define SWEEP_DOCUMENT_MS 700
+#define SWEEP_AGAIN_MS 1200000        /* after one that failed, so that other sessions have a turn */
 #define SWEEP_MS_MAX (24 * 3600000LL) /* how long one may take */
 #define TRIM_COUNT 20000              /* documents */
 #define LOOK_MS 50                    /* between looks whether a caller gave up */
@@ -855,12 +856,29 @@ static struct listing *newer_than(struct flight *f)
 	return m && m->listing && m->number > f->number ? listing_ref(m->listing) : NULL;
 }
 
+static int64_t swept_every_ms(const struct listing *l)
+{
+	return SWEEP_MS + (int64_t)listing_count(l) * SWEEP_DOCUMENT_MS;
+}
+
+static void sweep_put_off(struct flight *f)
+{
+	struct cache *c = f->cache;
+	SCOPED_LOCK(&c->lock);
+	struct remembered *m = table_find(c->listings, f->session_id);
+
+	if (m && m->listing)
+		m->walked_ms = c->now_ms() - swept_every_ms(m->listing) + SWEEP_AGAIN_MS;
+}
+
 /* Makes the sweep's answer one that may be remembered as it is, or sees to that itself. */
 static void sweep_land(struct flight *f, struct listing *began, const struct answer *a)
 {
 	struct cache *c = f->cache;
 	struct listing *now = a->error == 0 && began ? newer_than(f) : NULL;
 
+	if (a->error < 0)
+		sweep_put_off(f);
 	if (!now)
 		return;
 	while (now) {
@@ -887,7 +905,7 @@ static void sweep_when_due(struct cache *c, const char *session_id)
 	const struct call call = { .urgency = URGENCY_BACKGROUND, .deadline_ms = clock_now_ms() + SWEEP_MS_MAX };
 
 	if (!m || !m->listing || c->sweeps || c->closes || listing_count(m->listing) <= c->self.caps.folder_page ||
-	    c->now_ms() - m->walked_ms < SWEEP_MS + (int64_t)listing_count(m->listing) * SWEEP_DOCUMENT_MS)
+	    c->now_ms() - m->walked_ms < swept_every_ms(m->listing))
 		return;
 	struct flight *f = flight_new(c, FLIGHT_DOCUMENTS, session_id, &call);
 	if (!f)

@@ -943,6 +943,33 @@ static void a_listing_in_use_is_swept_an_hour_after_it_was_last_asked_for_in_ful
 	set_down(&s);
 }
 
+static void a_sweep_that_fails_gives_others_a_turn(void **state)
+{
+	struct setting s = set_up_large();
+	const struct fake_fault away = { .kind = FAULT_AWAY };
+
+	fake_add_session(s.fake, "s9", "Other");
+	fake_add_documents(s.fake, "s9", "other-%d.pdf", 30);
+	assert_int_equal(list(&s, "s9"), 30);
+	fake_fail(s.fake, FAKE_SWEEP, 1, &away);
+	turn(2 * HOUR_MS);
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(wait_for_sweeps(&s, 1));
+	(void)usleep(50000);
+	turn(TTL_MS + 1);
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_int_equal(list(&s, "s9"), 30);
+	assert_true(wait_for_sweeps(&s, 2));
+	(void)usleep(50000);
+	turn(HOUR_MS / 2);
+	assert_int_equal(list(&s, "s9"), 30); /* it had its own */
+	(void)usleep(50000);
+	assert_true(wait_for_sweeps(&s, 2));
+	assert_int_equal(list(&s, "s1"), 21);
+	assert_true(wait_for_sweeps(&s, 3));
+	set_down(&s);
+}
+
 static void one_page_is_never_swept(void **state)
 {
 	struct setting s = set_up();
@@ -1334,6 +1361,7 @@ int main(void)
 		cmocka_unit_test(a_folder_that_cant_be_used_costs_memory_nothing),
 		cmocka_unit_test(a_listing_in_use_is_swept_an_hour_after_it_was_last_asked_for_in_full),
 		cmocka_unit_test(one_page_is_never_swept),
+		cmocka_unit_test(a_sweep_that_fails_gives_others_a_turn),
 		cmocka_unit_test(what_was_refreshed_and_written_during_a_sweep_stays),
 		cmocka_unit_test(closing_ends_a_sweep),
 		cmocka_unit_test(after_any_muddle_memory_tells_the_truth),

@@ -537,6 +537,7 @@ void limit_look(struct limit *l, struct limit_view *ret)
 	view.usual_rate = usual_rate(l);
 	view.foreign = now < l->foreign_until_ms ? (int)l->foreign : 0;
 	view.used = l->shared.count;
+	view.free_ms = view.used > 0 ? leaves_at(l, 0, false) - now : 0;
 	view.pause_ms = now < l->shared.paused_until_ms ? l->shared.paused_until_ms - now : 0;
 	shared_end(l, false);
 	for (const struct waiter *w = l->line; w; w = w->next)

@@ -57,5 +57,6 @@ struct limit_view {
 	int used;         /* of them, by all processes */
 	int waiting;      /* callers in line, of this process */
 	int64_t pause_ms; /* nobody sends for so long; 0 */
+	int64_t free_ms;  /* until the oldest of the used places is free again; 0: none is used */
 };
 void limit_look(struct limit *l, struct limit_view *ret);

@@ -1113,15 +1113,23 @@ static void ahead_wait(struct ahead *a, const struct walk *w, const struct page_
 }
 
 /* How many pages may be under way: while the budget is short, few stand in line, so that a person who wants one page is not
- * behind thirty of somebody else's. */
-static int pages_at_once(struct raydocs *s)
+ * behind thirty of somebody else's. A walk that is longer than what is left of the budget takes that bit by bit: all at once
+ * would leave its readers, and everybody else, without an answer for the rest of the minute. *ret_pause_ms: before the
+ * next page is sent for. */
+static int pages_at_once(struct raydocs *s, int64_t pages_left, int64_t *ret_pause_ms)
 {
 	struct limit_view limit;
 
+	*ret_pause_ms = 0;
 	limit_look(s->limit, &limit);
 	if (limit.rate < 0)
 		return AHEAD_MAX;
 	int free = limit.rate - limit.used - limit.foreign - limit.waiting - AHEAD_SPARED;
+	if (free > 0 && free < pages_left) {
+		int64_t longest_ms = (int64_t)WINDOW_MS / limit.rate * 3 / 2;
+		*ret_pause_ms = limit.free_ms / free < longest_ms ? limit.free_ms / free : longest_ms;
+		return AHEAD_MIN;
+	}
 	return free < AHEAD_MIN ? AHEAD_MIN : free > AHEAD_MAX ? AHEAD_MAX : free;
 }
 
@@ -1137,7 +1145,10 @@ static int walk_together(struct walk *w, int64_t asked_ms)
 	for (int page = 2; r == 0 && !is_last; page++) {
 		struct page_ahead *p = &a.pages[page % AHEAD_MAX];
 
-		int at_once = pages_at_once(w->s);
+		int64_t pause_ms;
+		int at_once = pages_at_once(w->s, w->pages - sent, &pause_ms);
+		if (pause_ms > 0)
+			(void)nap(w->s, w->call, pause_ms); /* whoever gave up is told so by the request */
 		while (sent < page || (sent < w->pages && sent < page + at_once - 1))
 			ahead_send(&a, w, ++sent);
 		ahead_wait(&a, w, p, false);

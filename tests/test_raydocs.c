@@ -380,6 +380,8 @@ static void while_the_budget_is_short_a_walk_has_few_pages_in_line(void **state)
 
 	assert_int_equal(sandbox_add_documents(p->box, p->session, 900), 0);
 	backend_begin_with(p, NULL, 20);
+	for (int i = 0; i < 12; i++)
+		assert_int_equal(backend_check(p->b, call_of(p)), 0);
 	assert_int_equal(pthread_create(&thread, NULL, list_in_thread, p), 0);
 	for (int i = 0; i < 100 && !waiting; i++) {
 		(void)usleep(20000);

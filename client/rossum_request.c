@@ -15,6 +15,8 @@
 
 enum {
 	PAGES_MAX = 20000,         /* whatever `next` claims */
+	PAGE_TRIES = 4,            /* more of a page, before all those before it were for nothing */
+	PAGE_PAUSE_MS = 500,       /* before the first of them, then twice as long each time */
 	PROVED_MS = 60 * 1000,     /* so long a token that was seen to work is not doubted for a 403 */
 	LOGIN_AGAIN_MS = 2 * 1000, /* a token refused right after its login is not the token's fault */
 	LOGIN_BACK_OFF_MS = 30 * 1000,
@@ -324,6 +326,24 @@ static const char *pages_turn(struct rossum *s, struct pages *p, const cJSON *bo
 	return NULL;
 }
 
+/* One page of hundreds that is refused for the moment does not end the list. */
+static int ask_page(struct rossum *s, struct call *call, const struct http_request *q, bool is_first, cJSON **ret)
+{
+	const enum fault_kind *kind = &call->fault.kind;
+	int r = rossum_ask_json(s, call, q, ret);
+
+	for (int i = 0; i < PAGE_TRIES && r < 0 && !is_first && (*kind == FAULT_AWAY || *kind == FAULT_BUDGET); i++) {
+		int64_t pause_ms = rossum_patience_ms(s, (int64_t)PAGE_PAUSE_MS << i);
+		if (call->deadline_ms && clock_now_ms() + pause_ms >= call->deadline_ms)
+			break;
+		int napped = rossum_nap(s, call, pause_ms, call->deadline_ms);
+		if (napped == -ECANCELED)
+			return napped;
+		r = rossum_ask_json(s, call, q, ret);
+	}
+	return r;
+}
+
 int pages_next(struct rossum *s, struct call *call, struct pages *p, cJSON **ret, const cJSON **ret_results)
 {
 	CLEANUP(json_release) cJSON *body = NULL;
@@ -332,7 +352,7 @@ int pages_next(struct rossum *s, struct call *call, struct pages *p, cJSON **ret
 		return 0;
 	CLEANUP(text_release) char *path = strdup(p->path.data);
 	const struct http_request q = { .method = "GET", .path = path };
-	int r = rossum_ask_json(s, call, &q, &body);
+	int r = ask_page(s, call, &q, p->asked == 0, &body);
 	if (r < 0)
 		return r;
 	p->asked++;

@@ -400,6 +400,17 @@ static void queues_of_several_pages_are_all_there(void **state)
 	}
 }
 
+static void a_page_that_fails_for_a_moment_does_not_end_the_list(void **state)
+{
+	struct place *p = *state;
+
+	annotation(p, "\"count\":350,\"status\":\"to_review\",\"size\":10");
+	assert_int_equal(sandbox_fault(p->box, "{\"route\":\"rossum_annotations\",\"nth\":3,\"times\":2,\"action\":\"status\",\"status\":502}"), 0);
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	assert_int_equal(listing_count(l), 350);
+	assert_int_equal(sandbox_count(p->box, "rossum_annotations"), 6);
+}
+
 static void accepted_types_become_suffixes(void **state)
 {
 	struct place *p = *state;
@@ -1599,6 +1610,7 @@ int main(void)
 		TEST(queues_are_told_apart_by_their_workspace),
 		TEST(only_named_queues_are_listed_if_any_are_named),
 		TEST(queues_of_several_pages_are_all_there),
+		TEST(a_page_that_fails_for_a_moment_does_not_end_the_list),
 		TEST(accepted_types_become_suffixes),
 		TEST(the_id_of_a_queue_is_found_in_an_address),
 		TEST(a_listing_is_whole_in_every_dialect),

@@ -1125,11 +1125,15 @@ static int pages_at_once(struct raydocs *s, int64_t pages_left, int64_t *ret_pau
 	if (limit.rate < 0)
 		return AHEAD_MAX;
 	int free = limit.rate - limit.used - limit.foreign - limit.waiting - AHEAD_SPARED;
+	int at_once_max = AHEAD_MAX;
 	if (free > 0 && free < pages_left) {
-		int64_t longest_ms = (int64_t)WINDOW_MS / limit.rate * 3 / 2;
-		*ret_pause_ms = limit.free_ms / free < longest_ms ? limit.free_ms / free : longest_ms;
-		return AHEAD_MIN;
+		int64_t longest_ms = (int64_t)WINDOW_MS / limit.rate * 3;
+		at_once_max = free - limit.rate / 2; /* so many names soon */
+		if (at_once_max <= 0)
+			*ret_pause_ms = limit.free_ms / free < longest_ms ? limit.free_ms / free : longest_ms;
 	}
+	if (free > at_once_max)
+		free = at_once_max;
 	return free < AHEAD_MIN ? AHEAD_MIN : free > AHEAD_MAX ? AHEAD_MAX : free;
 }
 

@@ -22,7 +22,8 @@
 /* ... and when the root is listed, so often and for so many at once. */
 #define NAMES_TTL_MS 60000
 #define NAMES_AT_ONCE 8
-#define WALK_MS_MAX (60 * 60 * 1000)
+/* 100,000 documents are 75 minutes at 90 requests each, and three times that where three share them. */
+#define WALK_MS_MAX (12LL * 60 * 60 * 1000)
 #define DISCOVERY_REMEMBERED_MS (7LL * 24 * 3600 * 1000)
 #define NOTICE_RETRY_MS 50
 #define SAVED_TEXTS_MAX (512UL * 1024 * 1024)
@@ -507,23 +508,23 @@ static void on_session(void *arg, const struct session *s)
 	apply_session(fl->m, fl->folder, s);
 }
 
-/* A listing that was refused is no longer served. tree.lock held. */
+/* A listing that was refused is no longer served. Without memory some of it goes on being shown until it can be had. tree.lock held. */
 static void stop_showing(struct mount *m, struct folder *f)
 {
-	struct entry *e;
+	size_t count = 0;
 
 	f->is_withheld = true;
-	(void)folder_wake_all(&m->tree, f); /* without memory some go on being shown until the listing can be had */
-	struct snapshot *all = folder_snapshot(&m->tree, f, false);
-	for (int i = 0; all && i < all->count; i++) {
-		e = all->items[i];
-		if (entry_is_local(e) || e->local)
-			continue;
-		if (e->node.lookups > 0)
-			notice_entry(m, f, e->name);
-		folder_hide_entry(&m->tree, e, true);
+	(void)folder_wake_all(&m->tree, f);
+	struct entry *e, **all = malloc((f->names.used + 1) * sizeof(struct entry *));
+	for (size_t at = 0; all && (e = index_next(&f->names, &at));)
+		if (!entry_is_local(e) && !e->local)
+			all[count++] = e;
+	for (size_t i = 0; i < count; i++) {
+		if (all[i]->node.lookups > 0)
+			notice_entry(m, f, all[i]->name);
+		folder_hide_entry(&m->tree, all[i], true);
 	}
-	snapshot_drop(&m->tree, all);
+	free(all);
 }
 
 /* The session is gone: its folder leaves, unless something waits for it. tree.lock held. */
@@ -664,7 +665,7 @@ static void ask_session(struct mount *m, struct folder *f)
 }
 
 /* The names that were handed out as they came are all there are; error: 0 or why not. tree.lock held. */
-static void end_walk(struct mount *m, struct folder *f, int error)
+static void end_walk(struct folder *f, int error)
 {
 	struct snapshot *s = f->snapshot;
 	struct entry *e;
@@ -678,7 +679,7 @@ static void end_walk(struct mount *m, struct folder *f, int error)
 	s->is_growing = false;
 	s->error = error;
 	f->snapshot = NULL;
-	snapshot_drop(&m->tree, s);
+	snapshot_drop(s);
 }
 
 static void note_other(void *arg, const struct entry *e)
@@ -814,8 +815,8 @@ static void flight_run(void *arg)
 	known = f->listing ? listing_ref(f->listing) : NULL;
 	bool asks_session = known && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS;
 	if (!known && !(f->snapshot && f->snapshot->is_growing)) {
-		struct snapshot *s = folder_snapshot(&m->tree, f, true);
-		snapshot_drop(&m->tree, s); /* the folder's own reference stays */
+		struct snapshot *s = folder_snapshot(f, true);
+		snapshot_drop(s); /* the folder's own reference stays */
 	}
 	f->flight = fl;
 	f->has_heard = false;
@@ -839,7 +840,7 @@ static void flight_run(void *arg)
 	if (has_changed)
 		f->has_processing = has_processing;
 	plan_poll(m, f, has_changed);
-	end_walk(m, f, r);
+	end_walk(f, r);
 	pthread_mutex_unlock(&m->tree.lock);
 	folders_settle(m); /* a large listing has woken many */
 	bool is_large = fl->saving.count >= TRIM_COUNT || (r == 0 && listing_count(found) >= TRIM_COUNT);

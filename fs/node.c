@@ -165,17 +165,8 @@ static void entry_free(struct entry *e)
 
 static void snapshot_free(struct snapshot *s)
 {
-	listing_unref(s->of);
-	free(s->was_at_rest);
-	free(s->items);
+	free(s->inos);
 	free(s);
-}
-
-static void snapshot_release_items(struct tree *t, struct snapshot *s)
-{
-	for (int i = 0; i < s->count; i++)
-		node_drop(t, &s->items[i]->node);
-	snapshot_free(s);
 }
 
 static void folder_free(struct folder *f)
@@ -183,6 +174,7 @@ static void folder_free(struct folder *f)
 	session_release(&f->session);
 	listing_unref(f->listing);
 	resting_release(&f->at_rest);
+	snapshot_drop(f->snapshot);
 	index_release(&f->names);
 	index_release(&f->hidden);
 	index_release(&f->unlisted);
@@ -212,13 +204,7 @@ static void node_free(struct node *n)
 void tree_release(struct tree *t)
 {
 	struct node *n;
-	for (size_t at = 0; (n = index_next(&t->nodes, &at));) {
-		if (n->kind == NODE_FOLDER) {
-			struct snapshot *s = ((struct folder *)n)->snapshot;
-			if (s)
-				snapshot_free(s); /* the entries are freed below, whoever held them */
-		}
-	}
+
 	for (size_t at = 0; (n = index_next(&t->nodes, &at));)
 		node_free(n);
 	struct span *span;
@@ -251,10 +237,7 @@ static void node_free_if_unknown(struct tree *t, struct node *n)
 		return;
 	/* An entry holds its folder, so that it never outlives it. */
 	struct folder *f = n->kind == NODE_ENTRY ? ((struct entry *)n)->folder : NULL;
-	struct snapshot *s = n->kind == NODE_FOLDER ? ((struct folder *)n)->snapshot : NULL;
 	index_remove(&t->nodes, n);
-	if (s)
-		snapshot_drop(t, s);
 	node_free(n);
 	if (f)
 		node_drop(t, &f->node);
@@ -318,7 +301,36 @@ static void entry_undo(struct tree *t, struct entry *e)
 	node_drop(t, &f->node);
 }
 
-static void forget_snapshot(struct tree *t, struct folder *f);
+static int snapshot_add(struct snapshot *s, uint64_t ino)
+{
+	if (s->count == s->room) {
+		int room = s->room ? s->room * 2 : 64;
+		uint64_t *inos = realloc(s->inos, (size_t)room * sizeof(*inos));
+		if (!inos)
+			return -ENOMEM;
+		s->inos = inos;
+		s->room = room;
+	}
+	s->inos[s->count++] = ino;
+	return 0;
+}
+
+/* Without memory its readers miss names, and the next walk has them. */
+static void snapshot_add_resting(struct snapshot *s, const struct folder *f)
+{
+	for (int i = 0; f->at_rest.of && i < listing_count(f->at_rest.of); i++)
+		if (resting_has(&f->at_rest, i))
+			(void)snapshot_add(s, resting_get(&f->at_rest, i).ino);
+}
+
+static void forget_snapshot(struct folder *f)
+{
+	struct snapshot *s = f->snapshot;
+	if (!s || s->is_growing)
+		return;
+	f->snapshot = NULL;
+	snapshot_drop(s);
+}
 
 /* ---- rest -------------------------------------------------------------------------------------------------- */
 
@@ -410,7 +422,7 @@ struct entry *folder_wake(struct tree *t, struct folder *f, int i)
 	e->node.lookups = rest.lookups;
 	e->is_saved = rest.is_saved;
 	e->is_shown = true;
-	e->is_in_walk = f->snapshot && f->snapshot->is_growing && f->snapshot->of; /* it was there when that began */
+	e->is_in_walk = f->snapshot && f->snapshot->is_growing; /* all that rest are in it */
 	e->document = i;
 	resting_set_awake(&f->at_rest, i, e);
 	note_idle(t, e);
@@ -544,9 +556,11 @@ void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest
 	f->at_rest = *rest;
 	*rest = (struct resting){ 0 };
 	f->shown_count += count;
+	if (f->snapshot && f->snapshot->is_growing)
+		snapshot_add_resting(f->snapshot, f);
 	if (count > 0) {
 		folder_touch(f);
-		forget_snapshot(t, f);
+		forget_snapshot(f);
 	}
 }
 
@@ -591,7 +605,7 @@ void folder_drop_resting(struct tree *t, struct folder *f, int i)
 	resting_take(&f->at_rest, i);
 	f->shown_count--;
 	folder_touch(f);
-	forget_snapshot(t, f);
+	forget_snapshot(f);
 }
 
 void folder_drop_all_resting(struct tree *t, struct folder *f)
@@ -604,7 +618,7 @@ void folder_drop_all_resting(struct tree *t, struct folder *f)
 	}
 	resting_release(&f->at_rest);
 	folder_touch(f);
-	forget_snapshot(t, f);
+	forget_snapshot(f);
 }
 
 /* ---- folders ----------------------------------------------------------------------------------------------- */
@@ -812,30 +826,6 @@ void folder_touch(struct folder *f)
 	f->changed_wall_ns = now_ns > f->changed_wall_ns ? now_ns : f->changed_wall_ns + 1;
 }
 
-static void forget_snapshot(struct tree *t, struct folder *f)
-{
-	struct snapshot *s = f->snapshot;
-	if (!s || s->is_growing)
-		return;
-	f->snapshot = NULL;
-	snapshot_drop(t, s);
-}
-
-static int snapshot_add(struct snapshot *s, struct entry *e)
-{
-	if (s->count == s->room) {
-		int room = s->room ? s->room * 2 : 64;
-		struct entry **items = realloc(s->items, (size_t)room * sizeof(*items));
-		if (!items)
-			return -ENOMEM;
-		s->items = items;
-		s->room = room;
-	}
-	node_hold(&e->node);
-	s->items[s->count++] = e;
-	return 0;
-}
-
 static struct entry *find_name(const struct folder *f, const char *name)
 {
 	return index_find(&f->names, index_hash_text(name), is_name, name);
@@ -885,9 +875,9 @@ static void show(struct tree *t, struct folder *f, struct entry *e)
 	e->is_shown = true;
 	f->shown_count++;
 	folder_touch(f);
-	forget_snapshot(t, f);
+	forget_snapshot(f);
 	if (f->snapshot && f->snapshot->is_growing && !e->is_in_walk)
-		e->is_in_walk = snapshot_add(f->snapshot, e) ==
+		e->is_in_walk = snapshot_add(f->snapshot, e->node.ino) ==
 				0; /* without memory its readers miss a name, the next walk has it */
 }
 
@@ -932,7 +922,7 @@ void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name)
 	e->is_shown = false;
 	f->shown_count--;
 	folder_touch(f);
-	forget_snapshot(t, f);
+	forget_snapshot(f);
 	if (keeps_name && index_put(&f->hidden, e) == 0)
 		return; /* the folder's hold stays */
 	entry_leave_index(e);
@@ -977,8 +967,8 @@ int folder_rename_entry(struct tree *t, struct entry *e, struct folder *to, cons
 	to->shown_count++;
 	folder_touch(from);
 	folder_touch(to);
-	forget_snapshot(t, from);
-	forget_snapshot(t, to);
+	forget_snapshot(from);
+	forget_snapshot(to);
 	node_drop(t, &from->node);
 	return 0;
 }
@@ -1015,85 +1005,110 @@ int folder_count_names(const struct folder *f, const char *document_id)
 	return n;
 }
 
-/* Marks those that rest now. */
-static int note_resting(struct snapshot *s, const struct folder *f)
+static int compare_inos(const void *a, const void *b)
 {
-	if (f->at_rest.names.used == 0)
-		return 0;
-	int n = listing_count(f->listing);
-	s->was_at_rest = calloc((size_t)n / 8 + 1, 1);
-	if (!s->was_at_rest)
-		return -ENOMEM;
-	for (int i = 0; i < n; i++)
-		if (resting_has(&f->at_rest, i))
-			s->was_at_rest[i / 8] |= (unsigned char)(1 << i % 8);
-	s->of = listing_ref(f->listing);
-	s->of_count = n;
-	return 0;
+	const uint64_t *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
 }
 
-struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing)
+/* Mostly they are, or the other way round. */
+static void sort_inos(uint64_t *inos, int count)
+{
+	int rising = 0, falling = 0;
+
+	for (int i = 1; i < count; i++) {
+		rising += inos[i - 1] < inos[i];
+		falling += inos[i - 1] > inos[i];
+	}
+	if (rising == 0)
+		for (int i = 0, k = count - 1; i < k; i++, k--) {
+			uint64_t ino = inos[i];
+			inos[i] = inos[k];
+			inos[k] = ino;
+		}
+	else if (falling > 0)
+		qsort(inos, (size_t)count, sizeof(*inos), compare_inos);
+}
+
+static struct snapshot *snapshot_new(struct folder *f, bool is_growing)
+{
+	struct snapshot *s = calloc(1, sizeof(*s));
+	struct entry *e;
+
+	if (!s)
+		return NULL;
+	*s = (struct snapshot){ .refs = 1, .is_growing = is_growing, .is_as_they_came = is_growing };
+	s->room = f->shown_count + 1;
+	s->inos = malloc((size_t)s->room * sizeof(*s->inos));
+	if (!s->inos) {
+		free(s);
+		return NULL;
+	}
+	snapshot_add_resting(s, f);
+	for (size_t at = 0; (e = index_next(&f->names, &at));) {
+		(void)snapshot_add(s, e->node.ino);
+		if (is_growing)
+			e->is_in_walk = true;
+	}
+	if (!is_growing)
+		sort_inos(s->inos, s->count);
+	return s;
+}
+
+struct snapshot *folder_snapshot(struct folder *f, bool is_growing)
 {
 	if (is_growing)
-		forget_snapshot(t, f); /* one of before the walk would be the same to its end */
-	if (!f->snapshot) {
-		struct snapshot *s = calloc(1, sizeof(*s));
-		struct entry *e;
-		if (!s)
-			return NULL;
-		*s = (struct snapshot){ .refs = 1, .is_growing = is_growing };
-		s->room = (int)f->names.used + 1;
-		s->items = malloc((size_t)s->room * sizeof(*s->items));
-		if (!s->items || note_resting(s, f) < 0) {
-			snapshot_free(s);
-			return NULL;
-		}
-		for (size_t at = 0; (e = index_next(&f->names, &at));)
-			if (snapshot_add(s, e) == 0)
-				e->is_in_walk = is_growing;
-		f->snapshot = s;
-	}
-	f->snapshot->refs++;
+		forget_snapshot(f); /* one of before the walk would be the same to its end */
+	if (f->snapshot && f->snapshot->is_growing && !is_growing)
+		return snapshot_new(f, false); /* for this reader alone: his offsets are others */
+	if (!f->snapshot)
+		f->snapshot = snapshot_new(f, is_growing);
+	if (f->snapshot)
+		f->snapshot->refs++;
 	return f->snapshot;
 }
 
-int snapshot_count(const struct snapshot *s)
+int snapshot_seek(const struct snapshot *s, int64_t offset)
 {
-	return s->of_count + s->count;
+	int first = 0, end = s->count;
+
+	if (s->is_as_they_came)
+		return offset - 2 < s->count ? (int)(offset - 2) : s->count;
+	while (first < end) { /* the first number above it is not before `first`, and not behind `end` */
+		int middle = first + (end - first) / 2;
+		if (s->inos[middle] > (uint64_t)offset)
+			end = middle;
+		else
+			first = middle + 1;
+	}
+	return first;
 }
 
-struct entry *snapshot_look(const struct snapshot *s, struct folder *f, int i, struct entry_view *room)
+int64_t snapshot_offset(const struct snapshot *s, int i)
 {
-	char name_room[NAME_BYTES_MAX + 1];
-	const char *id, *filename;
-
-	if (i >= s->of_count) {
-		struct entry *e = s->items[i - s->of_count];
-		return e->is_shown && e->folder == f ? e : NULL;
-	}
-	if (!(s->was_at_rest[i / 8] & 1 << i % 8))
-		return NULL;
-	if (f->at_rest.of == s->of && resting_has(&f->at_rest, i)) {
-		view_fill(f, i, room);
-		return &room->entry;
-	}
-	/* It was woken, or has another place in a later listing. A name that another document has by now is not this one. */
-	struct entry *e = folder_look(f, resting_name(s->of, i, name_room), room);
-	const char *now = e ? entry_document_id(e) : NULL;
-	listing_get_names(s->of, i, &id, &filename);
-	return now && strcmp(now, id) == 0 ? e : NULL;
+	return s->is_as_they_came ? i + 3 : (int64_t)s->inos[i];
 }
 
-void folder_forget_snapshot(struct tree *t, struct folder *f)
+struct entry *snapshot_look(struct tree *t, const struct snapshot *s, const struct folder *f, int i,
+			    struct entry_view *room)
+{
+	struct node *n = tree_look(t, s->inos[i], room);
+	struct entry *e = n && n->kind == NODE_ENTRY ? (struct entry *)n : NULL;
+
+	return e && e->is_shown && e->folder == f ? e : NULL;
+}
+
+void folder_forget_snapshot(struct folder *f)
 {
 	if (f->snapshot && f->snapshot->refs == 1)
-		forget_snapshot(t, f);
+		forget_snapshot(f);
 }
 
-void snapshot_drop(struct tree *t, struct snapshot *s)
+void snapshot_drop(struct snapshot *s)
 {
 	if (s && --s->refs == 0)
-		snapshot_release_items(t, s);
+		snapshot_free(s);
 }
 
 bool entry_document(const struct entry *e, struct document *ret)

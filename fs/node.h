@@ -167,17 +167,16 @@ struct folder {
 	struct folder **back_shown;   /* what points to it there */
 };
 
-/* The names of a folder for readdir, in an order that does not change; counted by its folder and its handles. First come those that were at
- * rest, then the others. It grows while the folder's first walk is under way, so that names are handed out as pages arrive. */
+/* The names of a folder for readdir, told by their inode numbers; counted by its folder and its handles. They are in the order of those, so
+ * that a reader goes on in a later one where he was in an earlier one: offsets are inode numbers. But one that grows while the folder's first
+ * walk is under way has them as they came, so that names are handed out as pages arrive; its offsets are places. */
 struct snapshot {
 	uint32_t refs;
+	bool is_as_they_came; /* constant */
 	bool is_growing;
-	int error;                   /* of the walk that ended the growing */
-	struct listing *of;          /* counted; NULL: nothing rested */
-	unsigned char *was_at_rest;  /* a bit for each of its documents */
-	int of_count;                /* how many it has */
+	int error;            /* of the walk that ended the growing */
 	int count, room;
-	struct entry **items;        /* held */
+	uint64_t *inos;
 };
 
 struct link {
@@ -280,14 +279,16 @@ struct entry *folder_find_unlisted(const struct folder *f, const char *document_
 struct entry *folder_next_unlisted(const struct folder *f, const char *document_id, size_t *at);
 /* How many shown entries stand for the document. */
 int folder_count_names(const struct folder *f, const char *document_id);
-/* The current names, counted; NULL: no memory. While it is growing, folder_add_entry() adds to it. */
-struct snapshot *folder_snapshot(struct tree *t, struct folder *f, bool is_growing);
-void snapshot_drop(struct tree *t, struct snapshot *s);
-int snapshot_count(const struct snapshot *s);
+/* The current names, counted; NULL: no memory. While it is growing, names that appear come into it. */
+struct snapshot *folder_snapshot(struct folder *f, bool is_growing);
+void snapshot_drop(struct snapshot *s);
+/* The place of the first name behind an offset that readdir gave out (2: behind "." and ".."), and the offset behind place i. */
+int snapshot_seek(const struct snapshot *s, int64_t offset);
+int64_t snapshot_offset(const struct snapshot *s, int i);
 /* The name at that place, in `room` if it rests. NULL: it is not shown any more. */
-struct entry *snapshot_look(const struct snapshot *s, struct folder *f, int i, struct entry_view *room);
+struct entry *snapshot_look(struct tree *t, const struct snapshot *s, const struct folder *f, int i, struct entry_view *room);
 /* The folder's snapshot goes when nobody reads it any more: the kernel remembers the names itself. */
-void folder_forget_snapshot(struct tree *t, struct folder *f);
+void folder_forget_snapshot(struct folder *f);
 /* The folder's shape changed now. */
 void folder_touch(struct folder *f);
 

@@ -596,8 +596,10 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 			folder_refresh(m, f, URGENCY_PERSON);
 		if (o->deadline_ms == 0)
 			o->deadline_ms = clock_now_ms() + WAIT_REFRESH_MS;
-		if ((fresh == LISTING_STALE || (fresh == LISTING_COLD && f->is_recalling)) && f->is_refreshing &&
-		    how == 0 && park_wait(m->park, &f->waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
+		/* What the disk remembers of it is looked at first, be it that only its record is asked for as yet. */
+		bool may_recall = f->is_recalling || !f->was_recalled;
+		if ((fresh == LISTING_STALE || (fresh == LISTING_COLD && may_recall)) && f->is_refreshing && how == 0 &&
+		    park_wait(m->park, &f->waiters, req, o->deadline_ms, opendir_resume, o) == 0) {
 			pthread_mutex_unlock(&m->tree.lock);
 			return;
 		}
@@ -605,7 +607,7 @@ static void opendir_go_on(fuse_req_t req, struct opening *o, int how)
 		 * the kernel remembers the names. */
 		bool is_growing = fresh == LISTING_COLD && f->is_refreshing;
 		if (!error && is_growing)
-			h->snapshot = folder_snapshot(&m->tree, f, true);
+			h->snapshot = folder_snapshot(f, true);
 		if (!error && is_growing && !h->snapshot)
 			error = ENOMEM;
 		if (!error && fresh == LISTING_COLD && !f->is_refreshing)
@@ -718,8 +720,8 @@ static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle
 	const struct snapshot *s = h->snapshot;
 	struct entry_view room;
 
-	for (off_t i = at - 2; i < snapshot_count(s); i++) {
-		struct entry *e = snapshot_look(s, h->folder, (int)i, &room);
+	for (int i = snapshot_seek(s, at); i < s->count; i++) {
+		struct entry *e = snapshot_look(&m->tree, s, h->folder, i, &room);
 		struct fuse_entry_param p;
 		if (!e)
 			continue;
@@ -727,7 +729,7 @@ static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle
 			attr_fill_entry_param(m, &e->node, &p);
 		else
 			p = (struct fuse_entry_param){ .attr = { .st_ino = e->node.ino, .st_mode = S_IFREG } };
-		if (!add_entry(r, e->name, &p, i + 3))
+		if (!add_entry(r, e->name, &p, snapshot_offset(s, i)))
 			return;
 		if (r->is_plus)
 			node_count_lookup(&e->node);
@@ -793,10 +795,10 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_session = h->folder && h->folder->kind == FOLDER_SESSION;
 	if (is_session && at == 0 && h->was_read && !h->snapshot->is_growing && !h->snapshot->error) {
-		snapshot_drop(&m->tree, h->snapshot); /* from the start again: what is there now */
+		snapshot_drop(h->snapshot); /* from the start again: what is there now */
 		h->snapshot = NULL;
 	}
-	if (!error && is_session && !h->snapshot && !(h->snapshot = folder_snapshot(&m->tree, h->folder, false)))
+	if (!error && is_session && !h->snapshot && !(h->snapshot = folder_snapshot(h->folder, false)))
 		error = ENOMEM;
 	h->was_read = h->snapshot != NULL;
 	if (!error && add_dots(&r, h->ino, &at)) {
@@ -860,10 +862,10 @@ static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info 
 	(void)ino;
 
 	pthread_mutex_lock(&m->tree.lock);
-	snapshot_drop(&m->tree, h->snapshot);
+	snapshot_drop(h->snapshot);
 	h->snapshot = NULL;
 	if (h->folder)
-		folder_forget_snapshot(&m->tree, h->folder);
+		folder_forget_snapshot(h->folder);
 	pthread_mutex_unlock(&m->tree.lock);
 	handle_free(m, h);
 	fuse_reply_err(req, 0);

@@ -53,7 +53,7 @@ void handle_free(struct mount *m, struct handle *h)
 	pthread_mutex_lock(&m->tree.lock);
 	if (h->entry)
 		node_drop(&m->tree, &h->entry->node);
-	snapshot_drop(&m->tree, h->snapshot);
+	snapshot_drop(h->snapshot);
 	if (h->folder)
 		node_drop(&m->tree, &h->folder->node);
 	pthread_mutex_unlock(&m->tree.lock);

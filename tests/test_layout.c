@@ -420,7 +420,7 @@ static void what_a_file_here_is_just_becoming_gets_no_second_name(void **state)
 static void names_given_page_by_page_are_those_of_the_whole_listing(void **state)
 {
 	struct ground *g = *state;
-	struct snapshot *s = folder_snapshot(&g->tree, g->folder, true);
+	struct snapshot *s = folder_snapshot(g->folder, true);
 
 	assert_int_equal(apply_page(g, LISTING("d1111=a.pdf", "d2222=a.pdf")), 2);
 	assert_int_equal(s->count, 2);
@@ -433,7 +433,7 @@ static void names_given_page_by_page_are_those_of_the_whole_listing(void **state
 	assert_int_equal(of(g, "d2222")->node.ino, ino);
 	assert_int_equal(s->count, 3);
 	s->is_growing = false; /* as the end of the walk does */
-	snapshot_drop(&g->tree, s);
+	snapshot_drop(s);
 }
 
 static void one_that_a_page_had_and_the_whole_has_not_leaves(void **state)
@@ -675,13 +675,13 @@ static void a_number_is_found_whichever_of_several_folders_it_rests_in(void **st
 	g->folder = first;
 }
 
-static int count_seen(const struct snapshot *s, struct folder *f, const char *name)
+static int count_seen(struct tree *t, const struct snapshot *s, struct folder *f, const char *name)
 {
 	struct entry_view room;
 	int n = 0;
 
-	for (int i = 0; i < snapshot_count(s); i++) {
-		const struct entry *e = snapshot_look(s, f, i, &room);
+	for (int i = 0; i < s->count; i++) {
+		const struct entry *e = snapshot_look(t, s, f, i, &room);
 		n += e && (!name || strcmp(e->name, name) == 0);
 	}
 	return n;
@@ -694,22 +694,72 @@ static void a_reader_sees_each_name_once_whoever_wakes_or_rests_meanwhile(void *
 	assert_int_equal(apply(g, LISTING("d1=a.pdf", "d2=b.pdf", "d3=c.pdf", "d4=d.pdf"), NULL), 4);
 	struct entry *held = folder_find(&g->tree, g->folder, "d.pdf");
 	node_hold(&held->node);
-	struct snapshot *s = folder_snapshot(&g->tree, g->folder, false);
-	assert_int_equal(count_seen(s, g->folder, NULL), 4);
+	struct snapshot *s = folder_snapshot(g->folder, false);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 4);
 	(void)folder_find(&g->tree, g->folder, "a.pdf"); /* awake from here on */
 	node_drop(&g->tree, &held->node);
-	assert_int_equal(count_seen(s, g->folder, "a.pdf"), 1);
-	assert_int_equal(count_seen(s, g->folder, "d.pdf"), 1);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, "a.pdf"), 1);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, "d.pdf"), 1);
 	settle(g);
-	assert_int_equal(count_seen(s, g->folder, NULL), 4);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 4);
 	/* Other places, one gone, one new: who began before sees what is left of what there was. */
 	assert_int_equal(apply(g, LISTING("d0=0.pdf", "d4=d.pdf", "d1=a.pdf", "d2=b.pdf"), NULL), 1);
-	assert_int_equal(count_seen(s, g->folder, NULL), 3);
-	assert_int_equal(count_seen(s, g->folder, "c.pdf"), 0);
-	snapshot_drop(&g->tree, s);
-	s = folder_snapshot(&g->tree, g->folder, false);
-	assert_int_equal(count_seen(s, g->folder, NULL), 4);
-	snapshot_drop(&g->tree, s);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 3);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, "c.pdf"), 0);
+	snapshot_drop(s);
+	s = folder_snapshot(g->folder, false);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 4);
+	snapshot_drop(s);
+}
+
+static void a_reader_goes_on_where_he_was_in_a_later_snapshot(void **state)
+{
+	struct ground *g = *state;
+	struct entry_view room;
+	char names[400] = "";
+
+	assert_int_equal(apply(g, LISTING("d1=1.pdf", "d2=2.pdf", "d3=3.pdf", "d4=4.pdf", "d5=5.pdf"), NULL), 5);
+	struct snapshot *s = folder_snapshot(g->folder, false);
+	assert_int_equal(snapshot_seek(s, 2), 0);
+	int64_t offset = snapshot_offset(s, 1); /* two were read */
+	snapshot_drop(s);
+	/* What he has read is gone, or is elsewhere, and others came before it in the listing. */
+	assert_int_equal(apply(g, LISTING("d8=8.pdf", "d9=9.pdf", "d5=5.pdf", "d3=3.pdf", "d2=2.pdf", "d4=4.pdf"), NULL), 2);
+	s = folder_snapshot(g->folder, false);
+	for (int i = snapshot_seek(s, offset); i < s->count; i++) {
+		strcat(names, snapshot_look(&g->tree, s, g->folder, i, &room)->name);
+		strcat(names, " ");
+	}
+	assert_string_equal(names, "3.pdf 4.pdf 5.pdf 8.pdf 9.pdf ");
+	assert_int_equal(snapshot_seek(s, snapshot_offset(s, s->count - 1)), s->count);
+	snapshot_drop(s);
+}
+
+static void what_is_remembered_comes_to_who_reads_a_walk_already(void **state)
+{
+	struct ground *g = *state;
+	struct listing *l = LISTING("d1=a.pdf", "d2=b.pdf");
+	struct snapshot *s = folder_snapshot(g->folder, true);
+	struct resting rest;
+
+	assert_int_equal(s->count, 0);
+	assert_int_equal(resting_begin(&rest, l), 0);
+	assert_int_equal(resting_put(&rest, 0, (struct rest){ .ino = 5001, .is_saved = true }), 0);
+	folder_begin_listing(&g->tree, g->folder, &rest);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 1);
+	assert_int_equal(apply(g, l, NULL), 1);
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 2);
+	(void)folder_find(&g->tree, g->folder, "a.pdf"); /* woken, it is no other */
+	assert_int_equal(count_seen(&g->tree, s, g->folder, NULL), 2);
+	/* Who asks for another kind of them has one of his own. */
+	struct snapshot *sorted = folder_snapshot(g->folder, false);
+	assert_ptr_not_equal(sorted, s);
+	assert_int_equal(count_seen(&g->tree, sorted, g->folder, NULL), 2);
+	snapshot_drop(sorted);
+	s->is_growing = false;
+	g->folder->snapshot = NULL;
+	snapshot_drop(s);
+	snapshot_drop(s);
 }
 
 static void a_remembered_listing_is_shown_with_what_rests_in_it(void **state)
@@ -836,6 +886,8 @@ int main(void)
 		TEST(a_folder_that_goes_takes_what_rests_in_it_along),
 		TEST(a_number_is_found_whichever_of_several_folders_it_rests_in),
 		TEST(a_reader_sees_each_name_once_whoever_wakes_or_rests_meanwhile),
+		TEST(a_reader_goes_on_where_he_was_in_a_later_snapshot),
+		TEST(what_is_remembered_comes_to_who_reads_a_walk_already),
 		TEST(a_remembered_listing_is_shown_with_what_rests_in_it),
 		TEST(through_any_course_numbers_and_names_stay_whoever_is_held_or_rests),
 	};

@@ -36,6 +36,7 @@ struct park {
 	pthread_mutex_t lock; /* guards what follows, and every wait_list */
 	pthread_cond_t changed;
 	struct parked *all;
+	int64_t sleeps_until_ms; /* the watcher, when it sleeps; INT64_MAX: until it is called */
 	bool stops;
 };
 
@@ -200,7 +201,10 @@ static void *watch(void *arg)
 			pthread_mutex_unlock(&p->lock);
 			resume_on_pool(p, due, how);
 			pthread_mutex_lock(&p->lock);
-		} else if (next == INT64_MAX) {
+			continue;
+		}
+		p->sleeps_until_ms = next;
+		if (next == INT64_MAX) {
 			pthread_cond_wait(&p->changed, &p->lock);
 		} else {
 			struct timespec until;
@@ -288,7 +292,9 @@ int park_wait(struct park *p, struct wait_list *list, fuse_req_t req, int64_t de
 
 	pthread_mutex_lock(&p->lock);
 	w->is_armed = true;
-	pthread_cond_signal(&p->changed); /* woken meanwhile: the watcher resumes it, our caller may hold a lock */
+	if (w->is_woken || w->is_interrupted || deadline_ms < p->sleeps_until_ms)
+		pthread_cond_signal(
+			&p->changed); /* woken meanwhile: the watcher resumes it, our caller may hold a lock */
 	pthread_mutex_unlock(&p->lock);
 	return 0;
 }

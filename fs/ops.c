@@ -51,6 +51,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	if ((conn->capable & FUSE_CAP_POSIX_ACL) && !m->options->noxattr)
 		conn->want |= FUSE_CAP_POSIX_ACL;
 	conn->want &= ~(unsigned)FUSE_CAP_WRITEBACK_CACHE;
+	conn->want |= conn->capable & FUSE_CAP_SPLICE_WRITE; /* what is read goes from its file to the kernel past us */
 }
 
 /* ---- look-ups ---------------------------------------------------------------------------------------------- */

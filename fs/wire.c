@@ -2,6 +2,7 @@
 #include "fs/wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -38,9 +39,19 @@ static ssize_t wire_read(int fd, void *bytes, size_t size, void *userdata)
 	return read(fd, bytes, size);
 }
 
+/* Where the line is ours libfuse splices through us, or copies. */
+static ssize_t wire_splice_send(int from, off_t *from_at, int fd, off_t *fd_at, size_t size, unsigned flags,
+				void *userdata)
+{
+	(void)userdata;
+	return splice(from, from_at, fd, fd_at, size, flags);
+}
+
 int wire_allow_parallel(struct fuse_session *session)
 {
-	static const struct fuse_custom_io io = { .writev = wire_writev, .read = wire_read };
+	static const struct fuse_custom_io io = { .writev = wire_writev,
+						  .read = wire_read,
+						  .splice_send = wire_splice_send };
 
 	atomic_store(&is_answered, false);
 	return fuse_session_custom_io(session, &io, fuse_session_fd(session));

@@ -76,6 +76,9 @@ struct call {
 	/* May be NULL. A call that happens to see the session's own record hands it over; borrowed likewise. */
 	void (*on_session)(void *arg, const struct session *session);
 	void *on_session_arg;
+	/* May be NULL. Bytes of a document have come: transfer->done_bytes tells how many stand there by now, and can be read. */
+	void (*on_bytes)(void *arg);
+	void *on_bytes_arg;
 	struct fault fault; /* out */
 };
 
@@ -305,7 +308,9 @@ void backend_tell_state(struct backend *b, struct buf *ret);
 /* Ends every call under way, within a second, and each one to come, with -ECANCELED: the mount is ending. */
 void backend_stop(struct backend *b);
 
-/* All bytes of a document into fd, from its offset 0 on; the caller checks the hash. */
+/* All bytes of a document into fd, from its offset 0 on; the caller checks the hash. With on_bytes they may be read as they come: the first
+ * transfer->done_bytes, those of an earlier call that failed as well (0: none), are not changed again, neither by another attempt nor by
+ * another call. -ESTALE: the service has others now. */
 int backend_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id, int fd);
 
 /* The size of a document that listings tell none of, for less than its bytes where the service lets us. -EOPNOTSUPP: they tell it. */

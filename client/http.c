@@ -53,6 +53,8 @@ enum {
 	HEADER_BYTES_MAX = 70 * 1024, /* a token may take 64 KiB */
 	BIG_BUFFER_BYTES = 512 * 1024,
 	SMALL_BUFFER_BYTES = 64 * 1024,
+	GATHERED_BYTES_MAX = 128 * 1024,
+	RESUME_OVERLAP_BYTES = 64 * 1024,
 	ORIGIN_BYTES = 300,
 };
 
@@ -112,7 +114,13 @@ struct exchange {
 	int64_t source_at;
 	/* the answer */
 	struct buf answer;
-	int64_t written_bytes;                    /* to answer_fd */
+	int64_t written_bytes; /* to answer_fd: where the next ones go */
+	int64_t kept_bytes;    /* stood there when the attempt began, and must not change */
+	int64_t taken_bytes;   /* of this attempt's body */
+	bool is_part;          /* a 206 */
+	int64_t part_from;     /* where it begins, when it goes to the end; else -1 */
+	char *gathered;        /* of the body, not written yet; owned */
+	size_t gathered_bytes;
 	int64_t size_bytes;                       /* with wants_size */
 	bool is_enough;                           /* it is known, and the rest is not read */
 	int64_t retry_after_ms, limit, remaining; /* -1: not said */
@@ -397,6 +405,98 @@ static size_t measure_answer(struct exchange *x, size_t count)
 	return 0;
 }
 
+/* Where another attempt is to begin. Some bytes are sent again, which shows whether they are still the same; and so there are some even
+ * when all had come. 0: at the beginning. */
+static int64_t resume_from(const struct exchange *x)
+{
+	return x->kept_bytes > RESUME_OVERLAP_BYTES ? x->kept_bytes - RESUME_OVERLAP_BYTES : 0;
+}
+
+/* Bytes that stand there may have been read by somebody, so they are compared: how many now; -1: they differ, or cannot be read. */
+static ssize_t compare_answer(struct exchange *x, const char *bytes, size_t count)
+{
+	char before[4096];
+	int64_t left = x->kept_bytes - x->written_bytes;
+	size_t want = count < sizeof(before) ? count : sizeof(before);
+	ssize_t n;
+
+	if ((int64_t)want > left)
+		want = (size_t)left;
+	n = pread(*x->q->answer_fd, before, want, x->written_bytes);
+	if (n < 0 && errno == EINTR)
+		return 0;
+	if (n > 0 && memcmp(before, bytes, (size_t)n) == 0)
+		return n;
+	x->attempt.local_error = n < 0 ? -errno : -ESTALE;
+	return -1;
+}
+
+static ssize_t write_some(struct exchange *x, const char *bytes, size_t count)
+{
+	ssize_t n;
+
+	if (x->written_bytes < x->kept_bytes)
+		return compare_answer(x, bytes, count);
+	n = pwrite(*x->q->answer_fd, bytes, count, x->written_bytes);
+	if (n < 0 && errno == EINTR)
+		return 0;
+	if (n <= 0)
+		x->attempt.local_error = n < 0 ? -errno : -EIO;
+	return n > 0 ? n : -1;
+}
+
+/* false: x->attempt says why it can't be. */
+static bool write_gathered(struct exchange *x)
+{
+	if (x->gathered_bytes == 0)
+		return true;
+	if (x->taken_bytes == 0 && x->is_part) {
+		if (resume_from(x) == 0 || x->part_from != resume_from(x)) { /* not what was asked for */
+			x->attempt.local_error = -EIO;
+			return false;
+		}
+		x->written_bytes = x->part_from;
+	}
+	for (size_t done = 0; done < x->gathered_bytes;) {
+		ssize_t n = write_some(x, x->gathered + done, x->gathered_bytes - done);
+
+		if (n < 0)
+			return false;
+		done += (size_t)n;
+		x->written_bytes += n;
+	}
+	x->taken_bytes += (int64_t)x->gathered_bytes;
+	x->gathered_bytes = 0;
+	if (x->call->transfer && x->written_bytes > x->kept_bytes) {
+		atomic_store(&x->call->transfer->done_bytes, x->written_bytes);
+		if (x->call->on_bytes)
+			x->call->on_bytes(x->call->on_bytes_arg);
+	}
+	return true;
+}
+
+/* curl hands over 16 KiB at a time, which would be a write each. transfer_run() writes what was gathered when there is no more. */
+static size_t gather_answer(struct exchange *x, const char *bytes, size_t count, bool is_part)
+{
+	x->is_part = is_part;
+	if (!x->gathered)
+		x->gathered = malloc(GATHERED_BYTES_MAX);
+	if (!x->gathered) {
+		x->attempt.local_error = -ENOMEM;
+		return 0;
+	}
+	for (size_t done = 0; done < count;) {
+		size_t room = GATHERED_BYTES_MAX - x->gathered_bytes, n = count - done < room ? count - done : room;
+
+		memcpy(x->gathered + x->gathered_bytes, bytes + done, n);
+		x->gathered_bytes += n;
+		done += n;
+		if (x->gathered_bytes == GATHERED_BYTES_MAX && !write_gathered(x))
+			return 0;
+	}
+	return count;
+}
+
 static size_t on_answer(char *bytes, size_t one, size_t count, void *arg)
 {
 	struct exchange *x = arg;
@@ -405,23 +505,8 @@ static size_t on_answer(char *bytes, size_t one, size_t count, void *arg)
 	curl_easy_getinfo(x->easy, CURLINFO_RESPONSE_CODE, &status);
 	if (x->q->wants_size && status / 100 == 2)
 		return measure_answer(x, count);
-	if (x->q->answer_fd && status / 100 == 2) {
-		for (size_t done = 0; done < count;) {
-			ssize_t n = pwrite(*x->q->answer_fd, bytes + done, count - done, x->written_bytes);
-
-			if (n < 0 && errno == EINTR)
-				continue;
-			if (n <= 0) {
-				x->attempt.local_error = n < 0 ? -errno : -EIO;
-				return 0;
-			}
-			done += (size_t)n;
-			x->written_bytes += n;
-		}
-		if (x->call->transfer)
-			atomic_store(&x->call->transfer->done_bytes, x->written_bytes);
-		return count;
-	}
+	if (x->q->answer_fd && status / 100 == 2)
+		return gather_answer(x, bytes, count, status == 206);
 	buf_add_bytes(&x->answer, bytes, count);
 	x->attempt.answer_too_large = x->answer.failed;
 	return x->answer.failed ? 0 : count;
@@ -528,19 +613,30 @@ static int64_t read_retry_after(const char *text)
 	return seconds * 1000;
 }
 
+/* "bytes 100-199/200" -> 100; -1: it does not go to the end. */
+static int64_t read_part_from(const char *text)
+{
+	long long from = -1, last, all;
+	bool goes_to_the_end = sscanf(text, "bytes %lld-%lld/%lld", &from, &last, &all) == 3 && last == all - 1;
+
+	return goes_to_the_end ? from : -1;
+}
+
 static size_t on_header(char *line, size_t one, size_t count, void *arg)
 {
 	struct exchange *x = arg;
 	char value[64];
 
 	if (count > 5 && strncasecmp(line, "HTTP/", 5) == 0) /* after a 100, or a proxy's answer */
-		x->retry_after_ms = x->limit = x->remaining = -1;
+		x->retry_after_ms = x->limit = x->remaining = x->part_from = -1;
 	else if (header_is(line, count, "retry-after", value))
 		x->retry_after_ms = read_retry_after(value);
 	else if (header_is(line, count, "x-ratelimit-limit", value))
 		x->limit = read_number(value);
 	else if (header_is(line, count, "x-ratelimit-remaining", value))
 		x->remaining = read_number(value);
+	else if (header_is(line, count, "content-range", value))
+		x->part_from = read_part_from(value);
 	return count;
 }
 
@@ -724,6 +820,12 @@ static bool set_options(struct exchange *x, const struct secret *token)
 	SET(CURLOPT_MAXAGE_CONN, (long)(IDLE_HANDLE_MS_MAX / 1000));
 	SET(CURLOPT_TCP_NODELAY, 1L);
 	SET(CURLOPT_TCP_KEEPALIVE, 1L);
+	if (resume_from(x) > 0) { /* a service that takes no notice sends all */
+		char range[32];
+
+		snprintf(range, sizeof(range), "%lld-", (long long)resume_from(x));
+		SET(CURLOPT_RANGE, range);
+	}
 	SET(CURLOPT_BUFFERSIZE, (long)(is_big ? BIG_BUFFER_BYTES : SMALL_BUFFER_BYTES));
 	if (x->q->source)
 		SET(CURLOPT_UPLOAD_BUFFERSIZE, (long)BIG_BUFFER_BYTES);
@@ -761,7 +863,7 @@ static CURLcode transfer_run(struct exchange *x)
 			code = CURLE_OUT_OF_MEMORY;
 			break;
 		}
-		if (!running)
+		if (!write_gathered(x) || !running)
 			break;
 		int64_t now = clock_now_ms(), wait_ms = look_ms;
 		if (is_cancelled(x->http, x->call)) {
@@ -803,7 +905,7 @@ static void log_attempt(const struct exchange *x)
 		return;
 	log_debug("%s: %s %s: %d, %lld ms, %lld bytes out, %lld in%s%s", x->http->subject, x->q->method,
 		  subject_of(x->q, room, sizeof(room)), x->attempt.status, (long long)(clock_now_ms() - x->began_ms),
-		  (long long)x->moved_up, (long long)(x->answer.len + (size_t)x->written_bytes),
+		  (long long)x->moved_up, (long long)(x->answer.len + (size_t)x->taken_bytes),
 		  x->attempt.curl_code ? ", " : "", x->attempt.curl_code ? x->error : "");
 }
 
@@ -813,6 +915,8 @@ static void attempt_forget(struct exchange *x)
 	x->headers = NULL;
 	curl_mime_free(x->mime);
 	x->mime = NULL;
+	free(x->gathered);
+	x->gathered = NULL;
 }
 
 static void note_redirect(struct exchange *x)
@@ -828,6 +932,7 @@ static void note_redirect(struct exchange *x)
 /* Sends once; what became of it stands in x->attempt and x->answer. -ENOMEM: nothing was sent. */
 static int attempt_run(struct exchange *x, const struct secret *token)
 {
+	const struct http_request *q = x->q;
 	long status = 0, request_bytes = 0;
 	struct http_attempt *a = &x->attempt;
 
@@ -838,9 +943,12 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 	x->error[0] = '\0';
 	x->body_at = 0;
 	x->source_at = 0;
-	if (x->written_bytes > 0)
-		(void)!ftruncate(*x->q->answer_fd, 0); /* an earlier attempt's; what cannot be cut is written over */
-	x->written_bytes = x->size_bytes = 0;
+	x->kept_bytes = q->answer_fd && x->call->on_bytes ? atomic_load(&x->call->transfer->done_bytes) : 0;
+	if (x->written_bytes > x->kept_bytes) /* an earlier attempt's; what cannot be cut is written over */
+		(void)!ftruncate(*q->answer_fd, x->kept_bytes);
+	x->written_bytes = x->taken_bytes = x->size_bytes = 0;
+	x->gathered_bytes = 0;
+	x->part_from = -1;
 	x->is_enough = false;
 	x->moved_up = x->moved_down = 0;
 	buf_clear(&x->answer);
@@ -860,6 +968,9 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 		curl_easy_getinfo(x->easy, CURLINFO_RESPONSE_CODE, &status);
 		curl_easy_getinfo(x->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
 		a->status = (int)status;
+		if (a->curl_code == CURLE_OK && !a->local_error && x->kept_bytes > 0 &&
+		    (status == 416 || (status / 100 == 2 && x->written_bytes < x->kept_bytes)))
+			a->local_error = -ESTALE; /* fewer than there were */
 		a->was_sent = a->was_sent || request_bytes > 0;
 		a->retry_after_ms = x->retry_after_ms;
 		note_redirect(x);
@@ -868,7 +979,7 @@ static int attempt_run(struct exchange *x, const struct secret *token)
 		log_attempt(x);
 		metrics_count_request(x->q->target == HTTP_API ? "api" : "storage", x->q->method, a->status,
 				      clock_now_ms() - x->began_ms, x->moved_up,
-				      (int64_t)x->answer.len + x->written_bytes);
+				      (int64_t)x->answer.len + x->taken_bytes);
 	}
 	if (is_set && a->curl_code == CURLE_OK && !x->is_enough)
 		handle_return(x->http, x->handle, x->origin);
@@ -1065,6 +1176,8 @@ static void log_fault(const struct exchange *x, int error)
 	const char *about = subject_of(x->q, room, sizeof(room));
 
 	if (f->kind == FAULT_CANCELED || f->kind == FAULT_GONE || f->kind == FAULT_BUDGET || x->q->accepts_any)
+		return;
+	if (error == -ESTALE) /* bytes are judged by whoever knows whose they are */
 		return;
 	/* Away is said once, and then again when it is over. */
 	if (f->kind == FAULT_AWAY && (f->http_status == 0 || x->attempt.is_get) &&

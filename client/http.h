@@ -66,7 +66,7 @@ struct http_request {
 	const struct http_source *source; /* the raw body, or the bytes of the part that has a file name */
 	const struct http_part *parts;    /* ends with { NULL }; NULL: no form */
 	int64_t answer_bytes_max;         /* 0: 64 MiB */
-	const int *answer_fd;             /* the body of a 2xx goes there, from offset 0; NULL: to memory */
+	const int *answer_fd;             /* the body of a 2xx goes there, from offset 0, as backend_fetch_document() has it; NULL: to memory */
 	const char *ability;              /* what a 403 will mean is missing; NULL: not known */
 	bool is_anonymous;                /* HTTP_API without a token */
 	bool is_apart;                    /* HTTP_API with a limit of its own: its 429 slows nobody else, and is final */

@@ -380,6 +380,40 @@ static void bytes_come_back_as_they_are(struct place *p)
 	assert_memory_equal(bytes, "%PDF-1.4 these bytes", 20);
 }
 
+static void count_call(void *arg)
+{
+	(*(int *)arg)++;
+}
+
+static void bytes_are_told_of_as_they_come_and_never_changed(struct place *p)
+{
+	static const struct {
+		const char *before; /* of an earlier call */
+		int result;
+	} rows[] = { { "", 0 }, { "%PDF-1.4", 0 }, { "%PDF-1.5", -ESTALE }, { "%PDF-1.4 these bytes", 0 }, { "%PDF-1.4 these bytes!", -ESTALE } };
+	CLEANUP(text_release) char *id = p->side->add_document(p, p->session, "a.pdf", "%PDF-1.4 these bytes");
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		CLEANUP(fd_close) int fd = memfd_create("bytes", MFD_CLOEXEC);
+		struct call *call = call_of(p);
+		size_t before = strlen(rows[i].before);
+		char bytes[100] = "";
+		int told = 0;
+
+		assert_int_equal(pwrite(fd, rows[i].before, before, 0), before);
+		p->transfer.done_bytes = (int64_t)before;
+		call->on_bytes = count_call;
+		call->on_bytes_arg = &told;
+		int r = backend_fetch_document(p->b, call, p->session, id, fd);
+		if (r != rows[i].result)
+			fail_msg("row %zu: %d", i, r);
+		assert_int_equal(p->transfer.done_bytes, r ? (int64_t)before : 20);
+		assert_int_equal(told > 0, r == 0 && before < 20);
+		assert_true(pread(fd, bytes, sizeof(bytes), 0) >= (ssize_t)before);
+		assert_memory_equal(bytes, r ? rows[i].before : "%PDF-1.4 these bytes", r ? before : 20);
+	}
+}
+
 static void a_size_is_listed_or_can_be_measured(struct place *p)
 {
 	CLEANUP(text_release) char *id = p->side->add_document(p, p->session, "a.pdf", "%PDF-1.4 these bytes");
@@ -579,6 +613,7 @@ static const struct {
 	RULE(an_empty_session_has_an_empty_listing),
 	RULE(a_listing_holds_each_document_once),
 	RULE(bytes_come_back_as_they_are),
+	RULE(bytes_are_told_of_as_they_come_and_never_changed),
 	RULE(a_size_is_listed_or_can_be_measured),
 	RULE(an_upload_goes_in_three_steps_and_is_there),
 	RULE(equal_bytes_are_one_document_where_the_service_says_so),

@@ -628,6 +628,18 @@ static int fake_list_documents(struct backend *b, struct call *call, const char 
 	return 0;
 }
 
+/* Are the first bytes in fd the document's? */
+static bool holds(int fd, const struct fake_document *d, int64_t bytes)
+{
+	bool is_so = bytes <= d->size_bytes;
+
+	for (int64_t at = 0; is_so && at < bytes; at++) {
+		char byte;
+		is_so = pread(fd, &byte, 1, at) == 1 && byte == ((const char *)d->bytes)[at];
+	}
+	return is_so;
+}
+
 static int fake_fetch_document(struct backend *b, struct call *call, const char *session_id, const char *document_id,
 			       int fd)
 {
@@ -643,7 +655,10 @@ static int fake_fetch_document(struct backend *b, struct call *call, const char 
 	}
 	r = run_end(&run, r, false);
 	/* Documents live until the backend is closed, and their bytes never change. */
-	for (int64_t done = 0; r == 0 && done < d->size_bytes;) {
+	int64_t kept = r == 0 && call->on_bytes ? call->transfer->done_bytes : 0;
+	if (kept > 0 && !holds(fd, d, kept))
+		return -ESTALE;
+	for (int64_t done = kept; r == 0 && done < d->size_bytes;) {
 		ssize_t n = pwrite(fd, (char *)d->bytes + done, (size_t)(d->size_bytes - done), done);
 		if (n < 0)
 			return -errno;
@@ -651,6 +666,8 @@ static int fake_fetch_document(struct backend *b, struct call *call, const char 
 		if (call->transfer) {
 			atomic_store(&call->transfer->done_bytes, done);
 			atomic_store(&call->transfer->moved_ms, clock_now_ms());
+			if (call->on_bytes)
+				call->on_bytes(call->on_bytes_arg);
 		}
 	}
 	return r;

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client/base/cleanup.h"
@@ -610,6 +611,171 @@ static void an_endless_redirect_ends(void **state)
 	assert_int_equal(send_it(p, &q), -EIO);
 }
 
+/* ---- downloads that are read as they come --------------------------------------------------------------------- */
+
+#define DOCUMENT_BYTES 300000
+
+struct download {
+	struct place *p;
+	struct http_request q;
+	cJSON *link; /* owned */
+	char *id;    /* owned */
+	int fd;      /* owned */
+	int64_t told_bytes;
+};
+
+static void on_bytes(void *arg)
+{
+	struct download *d = arg;
+	struct stat st;
+
+	assert_int_equal(fstat(d->fd, &st), 0);
+	assert_true(d->p->transfer.done_bytes > d->told_bytes);
+	assert_true(d->p->transfer.done_bytes <= st.st_size);
+	d->told_bytes = d->p->transfer.done_bytes;
+}
+
+static char *document_bytes(void)
+{
+	char *bytes = malloc(DOCUMENT_BYTES);
+
+	for (int i = 0; i < DOCUMENT_BYTES; i++)
+		bytes[i] = (char)(i * 7 + i / 251);
+	return bytes;
+}
+
+static void download_begin(struct place *p, struct download *d)
+{
+	CLEANUP(text_release) char *bytes = document_bytes();
+	char path[200];
+	const struct http_request q = { .method = "GET", .path = path };
+
+	*d = (struct download){ .p = p, .fd = memfd_create("bytes", MFD_CLOEXEC) };
+	assert_int_equal(sandbox_add_document(p->box, p->session, "a.pdf", bytes, DOCUMENT_BYTES, &d->id), 0);
+	snprintf(path, sizeof(path), "/extractions/documents/%s/url", d->id);
+	assert_int_equal(http_json(p->http, call_of(p, 5000), &q, &d->link), 0);
+	d->q = (struct http_request){ .target = HTTP_STORAGE, .method = "GET", .answer_fd = &d->fd,
+				      .url = cJSON_GetObjectItem(d->link, "url")->valuestring };
+	assert_int_equal(sandbox_control(p->box, "POST", "/requests/clear", NULL, NULL), 200);
+}
+
+static int download(struct download *d)
+{
+	CLEANUP(http_reply_release) struct http_reply reply = { 0 };
+	int64_t kept = d->p->transfer.done_bytes;
+	struct call *call = call_of(d->p, 5000);
+
+	d->p->transfer.done_bytes = kept;
+	call->transfer = &d->p->transfer;
+	call->on_bytes = on_bytes;
+	call->on_bytes_arg = d;
+	d->told_bytes = d->p->transfer.done_bytes;
+	return http_do(d->p->http, call, &d->q, &reply);
+}
+
+static void download_end(struct download *d)
+{
+	cJSON_Delete(d->link);
+	free(d->id);
+	close(d->fd);
+}
+
+static void assert_is_document(struct download *d, int64_t bytes)
+{
+	CLEANUP(text_release) char *right = document_bytes(), *found = malloc(DOCUMENT_BYTES);
+
+	assert_int_equal(pread(d->fd, found, DOCUMENT_BYTES, 0), bytes);
+	assert_memory_equal(found, right, bytes);
+}
+
+static void what_came_before_the_cut_is_kept_and_the_rest_asked_for(void **state)
+{
+	static const struct {
+		const char *range; /* does storage know them? */
+		int cut_at;
+		int parts; /* requests that were answered with a part */
+	} rows[] = { { "on", 200000, 1 }, { "off", 200000, 0 }, { "on", 1000, 0 }, { "off", 1000, 0 } };
+	struct place *p = *state;
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		CLEANUP(download_end) struct download d;
+		CLEANUP(text_release) char *seen = NULL;
+		char rule[100];
+
+		p->transfer.done_bytes = 0;
+		download_begin(p, &d);
+		assert_int_equal(sandbox_set(p->box, "storage.range", rows[i].range), 0);
+		snprintf(rule, sizeof(rule), "{\"route\":\"download\",\"action\":\"truncate\",\"bytes\":%d}", rows[i].cut_at);
+		fault(p, rule);
+		assert_int_equal(download(&d), 0);
+		assert_is_document(&d, DOCUMENT_BYTES);
+		assert_int_equal(d.told_bytes, DOCUMENT_BYTES);
+		assert_int_equal(sandbox_control(p->box, "GET", "/requests", NULL, &seen), 200);
+		int parts = 0;
+		for (const char *at = seen; (at = strstr(at, "\"status\":206")); at++)
+			parts++;
+		if (parts != rows[i].parts)
+			fail_msg("row %zu: %d parts: %s", i, parts, seen);
+	}
+}
+
+static void bytes_that_may_have_been_read_are_never_changed(void **state)
+{
+	static const struct {
+		const char *range;
+		int kept, wrong_at; /* -1: none is */
+		int result;
+	} rows[] = {
+		{ "on", 200000, -1, 0 },       { "off", 200000, -1, 0 },      { "on", 200000, 199999, -ESTALE },
+		{ "off", 200000, 0, -ESTALE }, { "on", 1000, 0, -ESTALE },    { "on", DOCUMENT_BYTES, -1, 0 },
+		{ "off", DOCUMENT_BYTES, -1, 0 }, { "on", DOCUMENT_BYTES + 1, -1, -ESTALE },
+		{ "off", DOCUMENT_BYTES + 1, -1, -ESTALE }, { "on", 2 * DOCUMENT_BYTES, -1, -ESTALE },
+	};
+	struct place *p = *state;
+
+	for (size_t i = 0; i < COUNT(rows); i++) {
+		CLEANUP(download_end) struct download d;
+		CLEANUP(text_release) char *before = calloc(1, 2 * DOCUMENT_BYTES), *right = document_bytes(),
+					   *after = malloc(2 * DOCUMENT_BYTES);
+		int kept = rows[i].kept;
+
+		download_begin(p, &d);
+		assert_int_equal(sandbox_set(p->box, "storage.range", rows[i].range), 0);
+		memcpy(before, right, kept < DOCUMENT_BYTES ? kept : DOCUMENT_BYTES);
+		if (rows[i].wrong_at >= 0)
+			before[rows[i].wrong_at]++;
+		assert_int_equal(pwrite(d.fd, before, kept, 0), kept);
+		p->transfer.done_bytes = kept;
+		int r = download(&d);
+		if (r != rows[i].result)
+			fail_msg("row %zu: %d", i, r);
+		assert_int_equal(pread(d.fd, after, kept, 0), kept);
+		assert_memory_equal(before, after, kept);
+		if (r == 0)
+			assert_is_document(&d, DOCUMENT_BYTES);
+	}
+}
+
+static void a_part_that_nobody_asked_for_is_no_document(void **state)
+{
+	struct place *p = *state;
+	CLEANUP(download_end) struct download d;
+
+	download_begin(p, &d);
+	fault(p, "{\"route\":\"download\",\"action\":\"status\",\"status\":206,\"body\":\"%PDF\","
+		 "\"headers\":{\"Content-Range\":\"bytes 100-103/300000\"}}");
+	assert_int_equal(download(&d), -EIO);
+	assert_int_equal(p->transfer.done_bytes, 0);
+	/* From the right place, but not to the end. */
+	CLEANUP(text_release) char *right = document_bytes();
+	assert_int_equal(pwrite(d.fd, right, 200000, 0), 200000);
+	p->transfer.done_bytes = 200000;
+	fault(p, "{\"route\":\"download\",\"action\":\"status\",\"status\":206,\"body\":\"%PDF\","
+		 "\"headers\":{\"Content-Range\":\"bytes 134464-134467/300000\"}}");
+	assert_int_equal(download(&d), -EIO);
+	assert_int_equal(p->transfer.done_bytes, 200000);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -634,6 +800,9 @@ int main(void)
 		TEST(a_file_that_became_shorter_is_not_sent),
 		TEST(a_slow_transfer_lasts_while_its_bytes_move),
 		TEST(an_endless_redirect_ends),
+		TEST(what_came_before_the_cut_is_kept_and_the_rest_asked_for),
+		TEST(bytes_that_may_have_been_read_are_never_changed),
+		TEST(a_part_that_nobody_asked_for_is_no_document),
 	};
 
 	log_open(LOG_LEVEL_ERROR, false);

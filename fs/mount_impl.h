@@ -126,7 +126,7 @@ struct handle {
 	struct folder *folder;     /* held; a session's folder that is open; NULL: the root or one of ours */
 	struct snapshot *snapshot; /* of folder; counted */
 	bool was_read;             /* snapshot was begun to be handed out */
-	int error;                 /* to be told after the last name: the listing can't be had */
+	int error;                 /* of a folder, told after the last name: the listing can't be had; of a document, told at each read */
 	uint64_t ino;              /* of a folder or text of ours */
 	struct buf text;           /* of a text or of a small folder's names, made at open */
 	pid_t opener;              /* thread-group id, 0: unknown */
@@ -134,7 +134,7 @@ struct handle {
 	bool is_append;
 	bool holds_local;          /* counted in entry->local->handles */
 	bool has_written;
-	pthread_mutex_t lock;      /* guards fd */
+	pthread_mutex_t lock;      /* guards fd, and a document's error */
 	int fd;                    /* the document's bytes, or -1 */
 };
 
@@ -236,11 +236,12 @@ void write_allocate(struct mount *m, fuse_req_t req, struct handle *h, int mode,
 /* ---- read.c: documents' bytes --------------------------------------------------------------------------------- */
 
 struct fetch;
-typedef void read_ready(fuse_req_t req, void *arg, int error, int fd);
-/* Takes req: calls ready() now or later, once, with a descriptor of the document's bytes that is the callee's, or -errno. e is held
- * by the caller until then. tree.lock not held. */
-void read_want(struct mount *m, fuse_req_t req, struct entry *e, read_ready *ready, void *arg);
-/* The same for a worker thread: blocks. d is borrowed. */
+/* is_whole: fd has all of the document's bytes and is the callee's; else it has those that were wanted, until ready() returns. */
+typedef void read_ready(fuse_req_t req, void *arg, int error, int fd, bool is_whole);
+/* Takes req: calls ready() now or later, once, with the document's bytes up to offset `to` at least (INT64_MAX: all of them), or -errno. e is
+ * held by the caller until then. tree.lock not held. */
+void read_want(struct mount *m, fuse_req_t req, struct entry *e, int64_t to, read_ready *ready, void *arg);
+/* All of them for a worker thread: blocks. d is borrowed. */
 int read_fetch_now(struct mount *m, const char *session_id, const struct document *d, int *ret_fd);
 /* What the content cache keeps a document under. */
 void read_content_key(const struct document *d, char ret[129]);

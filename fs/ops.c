@@ -901,10 +901,11 @@ struct first_open {
 };
 
 /* A document of unknown size is here now. */
-static void opened_unknown(fuse_req_t req, void *arg, int error, int fd)
+static void opened_unknown(fuse_req_t req, void *arg, int error, int fd, bool is_whole)
 {
 	struct first_open *o = arg;
 	struct stat st;
+	(void)is_whole; /* that is what was asked for */
 
 	if (!error && fstat(fd, &st) == 0) {
 		SCOPED_LOCK(&o->m->tree.lock);
@@ -947,7 +948,7 @@ static void open_for_reading(struct mount *m, fuse_req_t req, struct entry *e, s
 	struct first_open *o = is_unknown ? malloc(sizeof(*o)) : NULL;
 	if (is_unknown && o) {
 		*o = (struct first_open){ m, *fi, h };
-		read_want(m, req, e, opened_unknown, o);
+		read_want(m, req, e, INT64_MAX, opened_unknown, o);
 	} else if (is_unknown) {
 		fuse_reply_err(req, ENOMEM);
 		handle_free(m, h);
@@ -1031,23 +1032,26 @@ static void reading_free(struct reading *r)
 	free(r);
 }
 
-static void read_document_ready(fuse_req_t req, void *arg, int error, int fd)
+static void read_document_ready(fuse_req_t req, void *arg, int error, int fd, bool is_whole)
 {
 	struct reading *r = arg;
 	struct handle *h = r->handle;
 
-	if (error) {
-		fuse_reply_err(req, -error);
-	} else {
-		pthread_mutex_lock(&h->lock);
+	pthread_mutex_lock(&h->lock);
+	if (!error && is_whole) {
 		if (h->fd < 0)
 			h->fd = fd;
 		else
 			(void)close(fd); /* read from alone */
 		fd = h->fd;
-		pthread_mutex_unlock(&h->lock);
-		reply_fd(req, fd, r->size, r->offset);
 	}
+	if (h->error) /* what it has read before was wrong */
+		error = h->error;
+	pthread_mutex_unlock(&h->lock);
+	if (error)
+		fuse_reply_err(req, -error);
+	else
+		reply_fd(req, fd, r->size, r->offset);
 	reading_free(r);
 }
 
@@ -1141,13 +1145,16 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 		return;
 	}
 	pthread_mutex_lock(&h->lock);
-	int fd = h->fd;
+	int fd = h->fd, error = h->error;
 	pthread_mutex_unlock(&h->lock);
-	if (fd >= 0) {
-		reply_fd(req, fd, size, offset);
+	if (error || fd >= 0) {
+		if (error)
+			fuse_reply_err(req, -error);
+		else
+			reply_fd(req, fd, size, offset);
 		reading_free(r);
 	} else {
-		read_want(m, req, h->entry, read_document_ready, r);
+		read_want(m, req, h->entry, offset + (int64_t)size, read_document_ready, r);
 	}
 }
 

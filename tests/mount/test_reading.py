@@ -11,8 +11,10 @@ import stat
 import subprocess
 import time
 
-from harness import (SESSIONFS, TOKEN, MountCase, SharedMount, attribute, check_log, main, needs, paper_bytes, read, run,
+from harness import (SESSIONFS, SLACK, TOKEN, MountCase, SharedMount, attribute, begin, check_log, main, needs, paper_bytes, read, run,
                      sha256_of, wait_for, write)
+
+TEST_WAIT = 60 * SLACK  # for what comes in seconds
 
 
 class Counts(SharedMount):
@@ -464,6 +466,133 @@ class Requests(MountCase):
         after = resident_kib()
         print("     resident before and after 40,000 look-ups: %d and %d KiB" % (before, after))
         self.assertLess(after - before, 2_000)
+
+
+class WhileItComes(MountCase):
+    """A document is read while it is on its way; what is wrong is seen at its end at the latest, and never kept."""
+
+    def setting(self, size, **fields):
+        self.folder = self.new_folder()
+        self.sandbox = self.new_sandbox(self.folder)
+        session = self.sandbox.session("Big")
+        self.data = paper_bytes(size=size)
+        self.sandbox.document(session, "big.pdf", base64=base64.b64encode(self.data).decode(), **fields)
+        self.mount = self.new_mount(self.sandbox, self.folder, [session], ttl="10m").start().names_seen(1)
+        self.path = os.path.join(self.mount.path, "Big", "big.pdf")
+        wait_for(lambda: os.path.exists(self.path), 10, "it is listed")
+        self.since = self.sandbox.last_request()
+        return self.path
+
+    def downloads(self):
+        return [r for r in self.sandbox.requests(self.since) if r["origin"] == "storage"]
+
+    def cached(self):
+        """Names in the content cache: of what is whole, of what is being written."""
+        names = [n for _, folders, names in os.walk(self.mount.options["cache_dir"]) for n in names
+                 if n.startswith(".new-") or re.fullmatch(r"[0-9a-z-]+\.[0-9]+", n)]
+        return [n for n in names if n[0] != "."], [n for n in names if n[0] == "."]
+
+    def change_at_the_service(self, data):
+        """The bytes behind the sandbox's back: its records still tell the hash of the old ones."""
+        found = [os.path.join(top, n) for top, _, names in os.walk(self.sandbox.state) for n in names
+                 if os.path.getsize(os.path.join(top, n)) == len(self.data)]
+        self.assertEqual(1, len(found), found)
+        write(found[0], data)
+
+    def test_the_first_bytes_are_there_before_the_last_and_a_reader_gets_them_all(self):
+        path = self.setting(4 << 20)
+        self.sandbox.fault(route="download", action="slow_response", bytes_per_s=3 << 20)
+        with open(path, "rb", buffering=0) as f:
+            self.assertEqual(self.data[:4096], f.read(4096))
+            whole, begun = self.cached()
+            self.assertEqual((0, 1), (len(whole), len(begun)), "all of it had come by then")
+            self.assertEqual(self.data[4096:], f.read())
+        self.assertEqual((1, 0), tuple(map(len, self.cached())))
+        self.assertEqual(self.data, read(path))
+        self.assertEqual(1, len(self.downloads()))
+
+    def test_many_readers_at_many_places_share_one_fetch_and_one_who_is_killed_leaves_it(self):
+        path = self.setting(4 << 20)
+        self.sandbox.fault(route="download", action="slow_response", bytes_per_s=2 << 20)
+        readers = [begin(["tail", "-c", "+%d" % (i * 500_000 + 1), path]) for i in range(8)]
+        self.kept += readers
+        wait_for(self.downloads, 10, "it is being fetched")
+        readers[7].kill()  # its bytes are the last
+        self.assertEqual(-signal.SIGKILL, readers[7].wait(TEST_WAIT))
+        self.assertEqual(([], 1), (self.cached()[0], len(self.cached()[1])), "it had to wait for the end")
+        for i, one in enumerate(readers[:7]):
+            self.assertEqual(self.data[i * 500_000:], one.communicate(timeout=TEST_WAIT)[0])
+        self.assertEqual(1, len(self.downloads()))
+
+    def test_wrong_bytes_end_in_EIO_for_who_has_begun_and_leave_nothing_to_anybody(self):
+        path = self.setting(4 << 20)
+        wrong = bytearray(self.data)
+        wrong[1 << 20] ^= 1
+        self.change_at_the_service(bytes(wrong))
+        self.sandbox.fault(route="download", action="slow_response", bytes_per_s=4 << 20)
+        self.expects(r"do not have its sha256")
+        with open(path, "rb", buffering=0) as f, open(path, "rb", buffering=0) as other:
+            self.assertEqual(self.data[:4096], f.read(4096))
+            self.refused(errno.EIO, lambda: [f.read(1 << 16) for _ in range(1000)])
+            self.assertEqual([], self.cached()[0])
+            wait_for(lambda: not self.cached()[1], 10, "what came is removed")
+            self.change_at_the_service(self.data)
+            # Neither goes on in another fetch with what it has begun in this one, whatever the kernel had kept.
+            for one in (f, other):
+                for at in (0, 1 << 20, len(self.data) - 1):
+                    self.refused(errno.EIO, os.pread, one.fileno(), 1, at)
+        self.assertEqual(self.data, read(path))
+        self.assertEqual(2, len(self.downloads()))
+
+    def test_wrong_bytes_that_nobody_has_read_of_are_fetched_again(self):
+        path = self.setting(100_000)
+        self.change_at_the_service(self.data[:-1] + b"?")
+        self.expects(r"do not have its sha256")
+        reader = begin(["cat", path])
+        self.kept.append(reader)
+        wait_for(lambda: "do not have its sha256" in self.mount.log(), 10, "the log tells")
+        self.change_at_the_service(self.data)
+        self.assertEqual(self.data, reader.communicate(timeout=TEST_WAIT)[0])
+        self.assertEqual(0, reader.returncode)
+
+    def test_a_connection_that_breaks_is_taken_up_where_it_broke(self):
+        for ranges in ("on", "off"):
+            with self.subTest(ranges=ranges):
+                path = self.setting(4 << 20)
+                self.sandbox.set(storage__range=ranges)
+                self.sandbox.fault(route="download", action="truncate", bytes=3 << 20)
+                self.assertEqual(self.data, read(path))
+                self.assertEqual([200, 206 if ranges == "on" else 200], [r["status"] for r in self.downloads()])
+                self.mount.stop()
+
+    def test_one_that_never_comes_whole_is_EIO_and_not_kept(self):
+        path = self.setting(4 << 20)
+        self.sandbox.set(storage__range="off")
+        self.sandbox.fault(route="download", action="truncate", bytes=1 << 20, times=0)
+        self.expects(r".")
+        with open(path, "rb", buffering=0) as f:
+            self.assertEqual(self.data[:4096], f.read(4096))
+            self.refused(errno.EIO, os.pread, f.fileno(), 100, 2 << 20)
+        self.assertEqual(([], []), self.cached())
+        self.sandbox.clear_faults()
+        self.assertEqual(self.data, read(path))
+
+    def test_an_unmount_does_not_wait_for_what_comes(self):
+        path = self.setting(4 << 20)
+        self.sandbox.fault(route="download", action="slow_response", bytes_per_s=20_000)
+        with open(path, "rb", buffering=0) as f:
+            self.assertEqual(self.data[:4096], f.read(4096))
+        self.assertEqual(0, self.mount.stop())
+        self.assertEqual([], self.cached()[0])
+
+    def test_a_document_without_a_hash_is_read_likewise(self):
+        path = self.setting(4 << 20, without=["sha256"])
+        self.assertIsNone(attribute(path, "sha256"))
+        self.sandbox.fault(route="download", action="truncate", bytes=3 << 20)
+        self.assertEqual(self.data, read(path))
+        self.assertEqual([200, 206], [r["status"] for r in self.downloads()])
+        self.assertEqual(self.data, read(path))
+        self.assertEqual(2, len(self.downloads()))
 
 
 class ByDesignOfTheLog(MountCase):

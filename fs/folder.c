@@ -26,6 +26,8 @@
 #define WALK_MS_MAX (12LL * 60 * 60 * 1000)
 #define DISCOVERY_REMEMBERED_MS (7LL * 24 * 3600 * 1000)
 #define NOTICE_RETRY_MS 50
+/* During a walk names are saved so often. */
+#define SAVE_MS 2000
 #define SAVED_TEXTS_MAX (512UL * 1024 * 1024)
 /* So many documents at once leave holes worth giving back. */
 #define TRIM_COUNT 1000
@@ -243,6 +245,8 @@ struct flight {
 	bool recalls;
 	bool is_hurried;  /* somebody waits by now for what was begun in the background; under tree.lock */
 	bool lacks_annex; /* what is shown is not beside the listing on the disk */
+	int64_t asked_ms; /* clock_now_ms() when the service began to be asked */
+	int64_t saved_ms; /* and when names were saved last */
 	struct saving saving;
 };
 
@@ -279,6 +283,13 @@ static void on_page(void *arg, const struct listing *page)
 	show_change(fl, &c);
 	pthread_mutex_unlock(&m->tree.lock);
 	park_wake(m->park, &fl->folder->waiters, 0);
+	/* A long walk is not all that a crash takes: a name that was seen stays its document's. */
+	if (clock_now_ms() - fl->saved_ms < SAVE_MS)
+		return;
+	save(m, fl->folder->session.id, &fl->saving, NULL);
+	saving_release(&fl->saving);
+	fl->saving = (struct saving){ 0 };
+	fl->saved_ms = clock_now_ms();
 }
 
 /* What the state remembers of a folder's names, as it is loaded: what may rest in what was listed before is at rest already. */
@@ -535,6 +546,7 @@ static void leave_if_gone(struct mount *m, struct folder *f)
 	if (f->local_count > 0 || !f->is_shown)
 		return;
 	log_info("session %s ('%s') is gone from the service", f->session.id, f->name);
+	m->sessions_lack_some |= f->origin == ORIGIN_CONFIGURED;
 	notice_entry(m, NULL, f->name);
 	tree_hide_folder(&m->tree, f);
 }
@@ -749,8 +761,10 @@ static int ask(struct flight *fl, struct listing *known, struct fault *ret_fault
 	int64_t deadline_ms = clock_now_ms() + WALK_MS_MAX;
 	int r;
 
+	fl->saved_ms = clock_now_ms();
 	do {
 		pthread_mutex_lock(&m->tree.lock);
+		fl->asked_ms = clock_now_ms();
 		if (fl->is_hurried) {
 			fl->is_hurried = false;
 			fl->urgency = URGENCY_PERSON;
@@ -822,8 +836,6 @@ static void flight_run(void *arg)
 	f->has_heard = false;
 	pthread_mutex_unlock(&m->tree.lock);
 	int r = ask(fl, known, &fault, &found);
-	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS)
-		ask_session(m, f);
 	if (r == 0)
 		uploads_service_answered(m->uploads);
 	bool has_changed = r == 0 && (!known || listing_serial(known) != listing_serial(found));
@@ -835,6 +847,10 @@ static void flight_run(void *arg)
 	f->refreshed_ms = clock_now_ms();
 	f->is_refreshing = false;
 	f->flight = NULL;
+	if (r == 0 && f->forgotten_ms > fl->asked_ms) { /* it was asked before somebody wanted it anew */
+		folder_age(f);
+		folder_refresh(m, f, URGENCY_PERSON);
+	}
 	if (r == 0)
 		learn_wake(m);
 	if (has_changed)
@@ -849,6 +865,8 @@ static void flight_run(void *arg)
 	save(m, f->session.id, &fl->saving, &keeping.mark);
 	park_wake(m->park, &f->waiters, 0);
 	keeping_end(&keeping);
+	if (r == 0 && asks_session && clock_now_ms() - f->session_asked_ms > SESSION_TTL_MS)
+		ask_session(m, f);
 	pthread_mutex_lock(&m->tree.lock);
 	node_drop(&m->tree, &f->node);
 	pthread_mutex_unlock(&m->tree.lock);
@@ -856,6 +874,18 @@ static void flight_run(void *arg)
 	free(fl);
 	if (is_large)
 		memory_give_back(); /* what reading the pages took */
+}
+
+void folder_age(struct folder *f)
+{
+	f->forgotten_ms = clock_now_ms();
+	f->session_asked_ms = 0;
+	if (f->refreshed_ms > 0 && f->listing) {
+		f->refreshed_ms = 1; /* long ago */
+		f->refresh_error = 0;
+	} else {
+		f->refreshed_ms = 0;
+	}
 }
 
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency)
@@ -1108,28 +1138,50 @@ static bool is_known(struct mount *m, const char *id)
 	return tree_find_folder(&m->tree, id) != NULL;
 }
 
-/* The sessions that are named in the configuration and not known yet. */
-static void ask_configured(struct mount *m)
+/* Was it taken off by hand since? Then the configuration brings it back at the next start, and not before. */
+static bool was_taken_off(struct mount *m, const char *id)
 {
+	struct known_session *all = NULL;
+	int count = 0;
+	bool found = false;
+
+	if (state_load_sessions(m->state, m->account, &all, &count) < 0)
+		return false;
+	for (int i = 0; i < count; i++) {
+		found |= strcmp(all[i].id, id) == 0 && all[i].is_forgotten;
+		known_session_release(&all[i]);
+	}
+	free(all);
+	return found;
+}
+
+/* The sessions that are named in the configuration and not known yet. false: some could not be had. */
+static bool ask_configured(struct mount *m, bool is_first)
+{
+	bool has_all = true;
+
 	for (int i = 0; i < m->options->sessions.count; i++) {
 		CLEANUP(text_release) char *id = NULL;
-		struct session s = { 0 };
+		CLEANUP(session_release) struct session s = { 0 };
 		struct folder *f;
-		struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = clock_now_ms() + 30000 };
+		struct call call = { .urgency = is_first ? URGENCY_PERSON : URGENCY_BACKGROUND,
+				     .deadline_ms = clock_now_ms() + 30000 };
 
 		if (backend_find_session_id(m->backend, m->options->sessions.items[i], &id) < 0) {
-			log_error("session=%s: there is no session id in this", m->options->sessions.items[i]);
+			if (is_first)
+				log_error("session=%s: there is no session id in this", m->options->sessions.items[i]);
 			continue;
 		}
-		if (is_known(m, id))
+		if (is_known(m, id) || (!is_first && was_taken_off(m, id)))
 			continue;
 		int r = backend_get_session(m->backend, &call, id, &s);
 		if (r == 0)
 			r = folder_add_session(m, &s, ORIGIN_CONFIGURED, &f);
-		if (r == -ENOENT)
+		if (r == -ENOENT && is_first)
 			log_warning("session %s is not there, or not for this token", id);
-		session_release(&s);
+		has_all &= r == 0;
 	}
+	return has_all;
 }
 
 /* Where the service has a list, a folder that it lacks leaves, unless something waits for it. */
@@ -1196,10 +1248,15 @@ static bool wants_discovery(struct mount *m)
 
 void folders_ask(struct mount *m)
 {
-	ask_configured(m);
-	if (m->caps->sessions == SESSIONS_LISTED || (m->caps->sessions == SESSIONS_GUESSED && wants_discovery(m)))
+	pthread_mutex_lock(&m->tree.lock);
+	bool is_first = !m->sessions_asked;
+	pthread_mutex_unlock(&m->tree.lock);
+	bool has_all = ask_configured(m, is_first);
+	if (m->caps->sessions == SESSIONS_LISTED ||
+	    (m->caps->sessions == SESSIONS_GUESSED && is_first && wants_discovery(m)))
 		ask_list(m);
 	pthread_mutex_lock(&m->tree.lock);
+	m->sessions_lack_some = !has_all;
 	m->sessions_asked = true;
 	m->sessions_refreshing = false;
 	m->sessions_refreshed_ms = clock_now_ms();
@@ -1214,10 +1271,12 @@ static void ask_job(void *arg)
 
 void folders_refresh(struct mount *m)
 {
-	if (m->sessions_refreshing || m->is_ending)
-		return;
-	if (m->sessions_asked &&
-	    (m->caps->sessions != SESSIONS_LISTED || clock_now_ms() - m->sessions_refreshed_ms < m->options->ttl_ms))
+	int64_t age = clock_now_ms() - m->sessions_refreshed_ms;
+	bool is_listed = m->caps->sessions == SESSIONS_LISTED;
+	bool is_due = !m->sessions_asked || (is_listed && age >= m->options->ttl_ms) ||
+		      (m->sessions_lack_some && age >= NAMES_TTL_MS);
+
+	if (m->sessions_refreshing || m->is_ending || !is_due)
 		return;
 	m->sessions_refreshing = true;
 	if (pool_run(m->calls, ask_job, m) < 0)

@@ -348,15 +348,8 @@ static void forget_all(struct mount *m)
 {
 	backend_forget(m->backend, NULL);
 	pthread_mutex_lock(&m->tree.lock);
-	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown) {
-		f->session_asked_ms = 0;
-		if (f->refreshed_ms > 0 && f->listing) {
-			f->refreshed_ms = 1; /* long ago */
-			f->refresh_error = 0;
-		} else {
-			f->refreshed_ms = 0;
-		}
-	}
+	for (struct folder *f = m->tree.first_folder; f; f = f->next_shown)
+		folder_age(f);
 	m->sessions_refreshed_ms = 0;
 	pthread_mutex_unlock(&m->tree.lock);
 }
@@ -631,9 +624,7 @@ static int command_refresh(struct mount *m, const char *path, struct buf *answer
 	if (f) {
 		backend_forget(m->backend, f->session.id);
 		pthread_mutex_lock(&m->tree.lock);
-		f->refreshed_ms = f->listing ? 1 : 0;
-		f->session_asked_ms = 0;
-		f->refresh_error = 0;
+		folder_age(f);
 		folder_refresh(m, f, URGENCY_PERSON);
 		pthread_mutex_unlock(&m->tree.lock);
 		drop_folder(m, f);

@@ -11,7 +11,8 @@
 /* How long whom may wait (milliseconds). The kernel holds a folder's lock through the last two kinds. */
 #define WAIT_REFRESH_MS 2000
 #define WAIT_COLD_MS 5000
-#define WAIT_READDIR_MS 60000
+#define WAIT_READDIR_MS 2000
+#define WAIT_PAGE_MS (5 * 60 * 1000)
 #define WAIT_RENAME_MS 15000
 #define WAIT_LOCKED_MS 10000
 #define WAIT_READ_MS 120000
@@ -60,6 +61,7 @@ struct mount {
 	bool is_served;              /* the kernel can be notified */
 	bool sessions_asked;         /* at least once since the start */
 	bool sessions_refreshing;
+	bool sessions_lack_some; /* one of the configuration is not there, or could not be asked for */
 	int64_t sessions_refreshed_ms;
 	struct wait_list session_waiters;
 	int64_t poll_planned_ms;      /* when folders_poll_later()'s timer ends; 0: it has none */
@@ -86,6 +88,8 @@ bool folder_lacks_budget(const struct folder *f);
 void folders_poll_later(struct mount *m);
 /* Puts to rest all that may, giving others the lock now and then. tree.lock not held. */
 void folders_settle(struct mount *m);
+/* What is known of it is old from now on, and so is what a refresh under way brings. tree.lock held. */
+void folder_age(struct folder *f);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */
@@ -127,6 +131,7 @@ struct handle {
 	struct snapshot *snapshot; /* of folder; counted */
 	bool was_read;             /* snapshot was begun to be handed out */
 	int error;                 /* of a folder, told after the last name: the listing can't be had; of a document, told at each read */
+	int64_t silent_ms;         /* clock_now_ms() when the first walk's next name began to be waited for; 0: it is not */
 	uint64_t ino;              /* of a folder or text of ours */
 	struct buf text;           /* of a text or of a small folder's names, made at open */
 	pid_t opener;              /* thread-group id, 0: unknown */

@@ -150,6 +150,7 @@ struct folder {
 	bool has_heard;               /* the service said something about it since that one began */
 	int refresh_error;            /* of the last flight: 0 or -errno */
 	int64_t refreshed_ms;         /* clock_now_ms() when the last flight ended; 0: never */
+	int64_t forgotten_ms;         /* when somebody wanted it asked for anew: folder_age() */
 	int64_t session_asked_ms;     /* when its name was last asked for */
 	int64_t used_ms;              /* when somebody looked at it last, 0: never */
 	int64_t poll_ms, poll_pause_ms; /* when it is asked about without anybody looking, 0: not at all; and how long it waited for that */

@@ -715,6 +715,15 @@ static bool add_dots(struct listing_reply *r, uint64_t ino, off_t *at)
 	return true;
 }
 
+/* A name that libraries pass over, its inode number being 0: the kernel lets go of the folder, which it locks while a reader waits, and the
+ * reader asks again at once. */
+static void add_nothing(struct listing_reply *r, off_t at)
+{
+	struct fuse_entry_param p = { .attr = { .st_ino = 0, .st_mode = S_IFDIR } };
+
+	(void)add_entry(r, ".", &p, at);
+}
+
 /* tree.lock held. */
 static void add_snapshot(struct mount *m, struct listing_reply *r, struct handle *h, off_t at)
 {
@@ -792,6 +801,7 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 	off_t at = d->at;
 	int error = r.data ? 0 : ENOMEM;
 	bool is_parked = false;
+	int64_t now = clock_now_ms();
 
 	pthread_mutex_lock(&m->tree.lock);
 	bool is_session = h->folder && h->folder->kind == FOLDER_SESSION;
@@ -808,17 +818,23 @@ static void readdir_answer(fuse_req_t req, struct reading_dir *d, int how)
 		else
 			add_packed(m, &r, h, at);
 	}
+	if (r.used > 0)
+		h->silent_ms = 0;
+	else if (h->silent_ms == 0)
+		h->silent_ms = now;
 	if (!error && r.used == 0 && h->snapshot && h->snapshot->is_growing && how == 0) {
 		struct reading_dir *again = malloc(sizeof(*again));
 		folder_refresh(m, h->folder, URGENCY_PERSON); /* the walk, if it is not under way */
 		if (again) {
 			*again = *d;
-			is_parked = park_wait(m->park, &h->folder->waiters, req, clock_now_ms() + WAIT_READDIR_MS,
-					      readdir_resume, again) == 0;
+			is_parked = park_wait(m->park, &h->folder->waiters, req, now + WAIT_READDIR_MS, readdir_resume,
+					      again) == 0;
 			h->folder->locked_ops += is_parked;
 		}
 		if (!is_parked)
 			free(again);
+	} else if (!error && r.used == 0 && how == -ETIMEDOUT && now - h->silent_ms < WAIT_PAGE_MS) {
+		add_nothing(&r, at);
 	} else if (!error && r.used == 0 && how < 0) {
 		error = -how;
 	} else if (!error && r.used == 0 && h->snapshot && (h->snapshot->error || h->error)) {

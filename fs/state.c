@@ -42,6 +42,7 @@ struct state {
 
 	pthread_mutex_t lock; /* guards db; taken inside ino_lock, never the other way round */
 	sqlite3 *db;
+	bool is_damaged; /* seen while it was used: the next start looks through it */
 
 	pthread_mutex_t ino_lock; /* its own, so that a number does not wait for somebody's fsync */
 	uint64_t ino_next, ino_end;
@@ -81,6 +82,9 @@ static bool is_damage(int sqlite_code)
 static int failed(struct state *s, const char *what, int sqlite_code)
 {
 	log_error("state: %s/state.db: %s: %s", s->dir, what, sqlite3_errmsg(s->db));
+	if (is_damage(sqlite_code) && !s->is_damaged)
+		log_error("state: %s/state.db is damaged: the next start sets it aside", s->dir);
+	s->is_damaged |= is_damage(sqlite_code);
 	return error_of(sqlite_code);
 }
 
@@ -590,7 +594,7 @@ void state_close(struct state *s)
 {
 	if (!s)
 		return;
-	bool is_sound = s->db && sqlite3_close(s->db) == SQLITE_OK;
+	bool is_sound = s->db && sqlite3_close(s->db) == SQLITE_OK && !s->is_damaged;
 	if (s->lock_fd >= 0) {
 		if (is_sound)
 			(void)!ftruncate(s->lock_fd, 0); /* else the next one looks through the database, no more */

@@ -94,6 +94,8 @@ struct flight {
 	uint64_t page_first; /* the number of pages[0] */
 	bool has_seen_session;
 	struct session seen_session; /* that call->on_session told */
+	struct listing *same;        /* that call->on_same told: what was remembered, as it still is ... */
+	bool is_overtaken;           /* ... unless a write came since it was asked */
 	/* the answer, once is_done: */
 	int error;
 	struct fault fault;
@@ -117,6 +119,12 @@ struct remembered_session {
 	uint64_t number;
 };
 
+/* Somebody reads a listing from the disk, on his stack. */
+struct reading {
+	struct reading *next;
+	const char *session_id;
+};
+
 struct cache {
 	struct backend self;   /* this, inner, pool and the options are set once */
 	struct backend *inner; /* owned */
@@ -134,7 +142,8 @@ struct cache {
 	int64_t list_asked_ms;
 	uint64_t list_number;
 	struct flight *flights;
-	uint64_t asked; /* counts questions */
+	struct reading *readings; /* one of a session at a time */
+	uint64_t asked;           /* counts questions */
 	uint64_t
 		forgotten; /* counts what was forgotten: what was read from the disk before is not taken for remembered */
 	bool sweeps;       /* one session at a time */
@@ -300,26 +309,43 @@ static void forget_all(struct cache *c)
 		store_forget(c->store, c->account, NULL);
 }
 
+/* Lock held. */
+static struct reading **find_reading(struct cache *c, const char *session_id)
+{
+	struct reading **at = &c->readings;
+
+	while (*at && strcmp((*at)->session_id, session_id) != 0)
+		at = &(*at)->next;
+	return at;
+}
+
 /* What the disk has of a session that memory has nothing of. Worker threads; the lock is not held. */
 static void recollect(struct cache *c, const char *session_id)
 {
 	CLEANUP(listing_release) struct listing *found = NULL;
+	struct reading mine = { .session_id = session_id };
 	char account[ACCOUNT_BYTES];
-	uint64_t forgotten;
 
 	if (!c->store)
 		return;
-	{
-		SCOPED_LOCK(&c->lock);
-		if (table_find(c->listings, session_id))
-			return;
-		forgotten = c->forgotten;
-		account_of(c, account);
+	pthread_mutex_lock(&c->lock);
+	/* Reading a large one takes long, and is not done twice at a time. */
+	while (!table_find(c->listings, session_id) && *find_reading(c, session_id))
+		(void)pthread_cond_wait(&c->changed, &c->lock);
+	if (table_find(c->listings, session_id)) {
+		pthread_mutex_unlock(&c->lock);
+		return;
 	}
-	if (store_load(c->store, account, session_id, c->now_ms(), &found) < 0)
-		return; /* none, or told there */
+	uint64_t forgotten = c->forgotten;
+	account_of(c, account);
+	mine.next = c->readings;
+	c->readings = &mine;
+	pthread_mutex_unlock(&c->lock);
+	int r = store_load(c->store, account, session_id, c->now_ms(), &found); /* -ENOENT, or told there */
 	SCOPED_LOCK(&c->lock);
-	if (c->forgotten == forgotten && !table_find(c->listings, session_id))
+	*find_reading(c, session_id) = mine.next;
+	pthread_cond_broadcast(&c->changed);
+	if (r == 0 && c->forgotten == forgotten && !table_find(c->listings, session_id))
 		remember(c, session_id,
 			 &(struct remembered){ .listing = found,
 					       .asked_ms = listing_asked_ms(found),
@@ -429,6 +455,7 @@ static void flight_unref(struct flight *f)
 		listing_unref(f->pages[i]);
 	free(f->pages);
 	session_release(&f->seen_session);
+	listing_unref(f->same);
 	listing_unref(f->listing);
 	session_release(&f->session);
 	session_list_release(&f->sessions);
@@ -522,6 +549,15 @@ static void flight_on_session(void *arg, const struct session *session)
 	f->seen_session = copy;
 	f->has_seen_session = true;
 	pthread_cond_broadcast(&f->cache->changed);
+}
+
+static void flight_on_same(void *arg, struct listing *renewed)
+{
+	struct flight *f = arg;
+	SCOPED_LOCK(&f->cache->lock);
+
+	listing_unref(f->same);
+	f->same = listing_ref(renewed);
 }
 
 /* Pages everybody has seen are given up. */
@@ -675,7 +711,9 @@ static struct listing *flight_prepare(struct flight *f)
 	f->asked_ms = c->now_ms();
 	f->number = ++c->asked;
 	account_of(c, f->account);
-	if (f->kind != FLIGHT_DOCUMENTS)
+	f->is_overtaken = false;
+	listing_release(&f->same);
+	if (f->kind == FLIGHT_SESSIONS)
 		return NULL;
 	const struct remembered *m = table_find(c->listings, f->session_id);
 	f->knew = m && m->listing;
@@ -694,6 +732,9 @@ static void flight_ask(struct flight *f, struct listing *known, struct answer *r
 		.on_page_arg = f,
 		.on_session = f->kind == FLIGHT_DOCUMENTS ? flight_on_session : NULL,
 		.on_session_arg = f,
+		.known = f->kind == FLIGHT_SESSION ? known : NULL,
+		.on_same = f->kind == FLIGHT_SESSION ? flight_on_same : NULL,
+		.on_same_arg = f,
 	};
 
 	if (f->kind == FLIGHT_DOCUMENTS)
@@ -703,6 +744,25 @@ static void flight_ask(struct flight *f, struct listing *known, struct answer *r
 	else
 		ret->error = backend_list_sessions(inner, &call, &ret->sessions);
 	ret->fault = call.fault;
+}
+
+/* Lock held. A session's record has shown that the listing we have of it holds: that is as fresh now as the record, if
+ * it still is the one that was asked about. */
+static void remember_same(struct flight *f)
+{
+	struct cache *c = f->cache;
+	const struct remembered *m = table_find(c->listings, f->session_id);
+	char account[ACCOUNT_BYTES];
+
+	if (!f->same || f->is_overtaken || !m || !m->listing || m->number > f->number ||
+	    listing_serial(m->listing) != listing_serial(f->same))
+		return;
+	remember(c, f->session_id,
+		 &(struct remembered){
+			 .listing = f->same, .asked_ms = f->asked_ms, .walked_ms = m->walked_ms, .number = f->number });
+	account_of(c, account);
+	if (strcmp(account, f->account) == 0)
+		store_remembered(c, f->session_id, f->same);
 }
 
 /* Lock held. What an answer, good or bad, makes us remember. */
@@ -740,6 +800,7 @@ static void flight_remember(struct flight *f, const struct answer *a)
 	} else if (f->kind == FLIGHT_SESSION) {
 		remember_session(c, f->session_id, &a->session, f->asked_ms, f->number);
 		update_list(c, f->session_id, &a->session);
+		remember_same(f);
 	} else if (!f->is_worthless && (!c->has_list || c->list_number <= f->number)) {
 		struct session_list copy = { 0 };
 		forget_list(c);
@@ -1023,7 +1084,10 @@ static void doubt_session(struct cache *c, const char *session_id)
 	if (m)
 		m->is_doubted = true;
 	for (struct flight *f = c->flights; f; f = f->next) {
-		if (!f->is_done && f->kind == FLIGHT_DOCUMENTS && flight_is_about(f, session_id))
+		if (f->is_done || !flight_is_about(f, session_id))
+			continue;
+		f->is_overtaken = true;
+		if (f->kind == FLIGHT_DOCUMENTS)
 			f->is_worthless = true;
 	}
 }
@@ -1035,7 +1099,10 @@ static struct listing *tell_flights(struct cache *c, const char *session_id, con
 	const struct remembered *m = table_find(c->listings, session_id);
 
 	for (struct flight *f = c->flights; f; f = f->next) {
-		if (f->is_done || f->kind != FLIGHT_DOCUMENTS || !flight_is_about(f, session_id))
+		if (f->is_done || !flight_is_about(f, session_id))
+			continue;
+		f->is_overtaken = true;
+		if (f->kind != FLIGHT_DOCUMENTS)
 			continue;
 		struct patch *p = patch_new(without, with);
 		if (!p) {
@@ -1112,6 +1179,7 @@ enum memory { MEMORY_HAS, MEMORY_GONE, MEMORY_LACKS };
 static int is_gone(struct call *call)
 {
 	call->fault.kind = FAULT_GONE;
+	call->fault.http_status = 404; /* as it was answered then, or was said another way */
 	(void)snprintf(call->fault.words, sizeof(call->fault.words), "not there when last asked for");
 	return -ENOENT;
 }
@@ -1271,6 +1339,11 @@ static int cache_describe(struct backend *b, struct call *call, struct buf *ret)
 	if (r < 0)
 		note_account(c, &call->fault);
 	return r;
+}
+
+static void cache_learn_session(struct backend *b, const struct session *known)
+{
+	backend_learn_session(cache_from(b)->inner, known);
 }
 
 static int cache_list_templates(struct backend *b, struct call *call, struct template_list *ret)
@@ -1499,6 +1572,7 @@ static const struct backend_ops cache_ops = {
 	.describe = cache_describe,
 	.list_sessions = cache_list_sessions,
 	.get_session = cache_get_session,
+	.learn_session = cache_learn_session,
 	.list_templates = cache_list_templates,
 	.create_session = cache_create_session,
 	.find_session_id = cache_find_session_id,

@@ -289,6 +289,12 @@ int backend_get_session(struct backend *b, struct call *call, const char *sessio
 	return b->ops->get_session ? b->ops->get_session(b, call, session_id, ret) : lacks_op(call);
 }
 
+void backend_learn_session(struct backend *b, const struct session *known)
+{
+	if (b->ops->learn_session)
+		b->ops->learn_session(b, known);
+}
+
 int backend_list_templates(struct backend *b, struct call *call, struct template_list *ret)
 {
 	int r = call_begin(call);

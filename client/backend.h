@@ -79,6 +79,11 @@ struct call {
 	/* May be NULL. Bytes of a document have come: transfer->done_bytes tells how many stand there by now, and can be read. */
 	void (*on_bytes)(void *arg);
 	void *on_bytes_arg;
+	/* May be NULL, both; for backend_get_session(). What the caller knows of the session's documents: a record that shows them as they
+	 * were hands over the same listing, said again. Both borrowed likewise. */
+	struct listing *known;
+	void (*on_same)(void *arg, struct listing *renewed);
+	void *on_same_arg;
 	struct fault fault; /* out */
 };
 
@@ -268,8 +273,8 @@ const struct backend_caps *backend_caps(const struct backend *b);
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
-/* The cheapest request that proves the credentials. -EACCES with FAULT_ACCOUNT: refused. Any other answer of the
- * service proves them. */
+/* The cheapest request that proves the credentials, for whoever wants to know nothing else. -EACCES with FAULT_ACCOUNT: refused. Any
+ * other answer of the service proves them. */
 int backend_check(struct backend *b, struct call *call);
 
 /* Lines "what: how it went" about credentials, rights seen to work, limits; for people. Errors as backend_check(). */
@@ -278,6 +283,9 @@ int backend_describe(struct backend *b, struct call *call, struct buf *ret);
 /* All sessions the account can see. -EOPNOTSUPP when the service does not offer it (a guess that failed is that too). */
 int backend_list_sessions(struct backend *b, struct call *call, struct session_list *ret);
 int backend_get_session(struct backend *b, struct call *call, const char *session_id, struct session *ret);
+/* What an earlier run was told of a session, for the same account: of that, what stays as it is for as long as the session is made from
+ * the same template is not asked for again. Copied; asks nobody. */
+void backend_learn_session(struct backend *b, const struct session *known);
 int backend_list_templates(struct backend *b, struct call *call, struct template_list *ret);
 int backend_create_session(struct backend *b, struct call *call, const char *template_id, const char *name,
 			   struct session *ret);

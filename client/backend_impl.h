@@ -13,11 +13,12 @@ struct backend_ops {
 	/* As backend_open(); ret's first member is a struct backend, filled by backend.c afterwards. */
 	int (*open)(const struct backend_config *config, struct buf *why, struct backend **ret);
 	void (*close)(struct backend *b);
-	/* An op that is missing answers -EOPNOTSUPP (recall: -EAGAIN; forget, tell_state, stop: nothing). */
+	/* An op that is missing answers -EOPNOTSUPP (recall: -EAGAIN; forget, learn, tell_state, stop: nothing). */
 	int (*check)(struct backend *b, struct call *call);
 	int (*describe)(struct backend *b, struct call *call, struct buf *ret);
 	int (*list_sessions)(struct backend *b, struct call *call, struct session_list *ret);
 	int (*get_session)(struct backend *b, struct call *call, const char *session_id, struct session *ret);
+	void (*learn_session)(struct backend *b, const struct session *known);
 	int (*list_templates)(struct backend *b, struct call *call, struct template_list *ret);
 	int (*create_session)(struct backend *b, struct call *call, const char *template_id, const char *name,
 			      struct session *ret);

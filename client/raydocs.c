@@ -587,26 +587,32 @@ static int raydocs_list_templates(struct backend *b, struct call *call, struct t
 	return 0;
 }
 
+/* What is known of a template, without asking; false: nothing that can be believed, or not its name. */
+static bool look_up_template(struct raydocs *s, const char *template_id, bool needs_name, char **ret_id,
+			     char **ret_name)
+{
+	SCOPED_LOCK(&s->lock);
+	const struct known *k = known_find(s->templates, template_id);
+
+	*ret_id = *ret_name = NULL;
+	if (!k || (k->value ? needs_name && !k->name : clock_now_ms() >= k->asked_ms + REFUSED_MS))
+		return false;
+	*ret_id = k->value ? strdup(k->value) : NULL;
+	*ret_name = k->name && k->name[0] ? strdup(k->name) : NULL;
+	return true;
+}
+
 /* The one documented way from a session to its workspace. *ret is NULL when the token may not ask; the name likewise.
  */
-static int workspace_of_template(struct raydocs *s, struct call *call, const char *template_id, char **ret_id,
-				 char **ret_name)
+static int workspace_of_template(struct raydocs *s, struct call *call, const char *template_id, bool needs_name,
+				 char **ret_id, char **ret_name)
 {
 	CLEANUP(buf_release) struct buf path = BUF(PATH_BYTES_MAX);
 	CLEANUP(json_release) cJSON *body = NULL;
 	struct json_id room;
 
-	*ret_id = *ret_name = NULL;
-	{
-		SCOPED_LOCK(&s->lock);
-		const struct known *k = known_find(s->templates, template_id);
-
-		if (k && (k->value || clock_now_ms() < k->asked_ms + REFUSED_MS)) {
-			*ret_id = k->value ? strdup(k->value) : NULL;
-			*ret_name = k->name ? strdup(k->name) : NULL;
-			return 0;
-		}
-	}
+	if (look_up_template(s, template_id, needs_name, ret_id, ret_name))
+		return 0;
 	const struct http_request q = { .method = "GET",
 					.ability = "templates-read",
 					.accepts_any = true,
@@ -621,7 +627,7 @@ static int workspace_of_template(struct raydocs *s, struct call *call, const cha
 		struct json_in in = json_in_begin(unwrap(body), "raydocs: template");
 
 		id = json_id_or(&in, "workspace_id", &room, NULL);
-		name = json_text_or(&in, "name", NULL);
+		name = json_text_or(&in, "name", "");
 		(void)json_in_end(&in); /* said in the log; the session is of use without */
 	}
 	call_forget_fault(call);
@@ -630,7 +636,7 @@ static int workspace_of_template(struct raydocs *s, struct call *call, const cha
 		known_put(&s->templates, template_id, id, name);
 	}
 	*ret_id = id ? strdup(id) : NULL;
-	*ret_name = name ? strdup(name) : NULL;
+	*ret_name = name && name[0] ? strdup(name) : NULL;
 	return 0;
 }
 
@@ -680,23 +686,60 @@ static int get_session_json(struct raydocs *s, struct call *call, const char *se
 	return r;
 }
 
-/* Fills in what the session's own record does not say. */
+/* false: it is the first we hear of this session, or it was made from another template. */
+static bool note_template(struct raydocs *s, const struct session *session)
+{
+	SCOPED_LOCK(&s->lock);
+	const struct known *k = known_find(s->sessions, session->id);
+	bool was_known = k && strcmp(k->value, session->template_id) == 0;
+
+	if (!was_known)
+		known_put(&s->sessions, session->id, session->template_id, NULL);
+	return was_known;
+}
+
+/* Fills in what the session's own record does not say. The template's name is for telling a newcomer apart: a session
+ * that was shown has its name already. */
 static int complete_session(struct raydocs *s, struct call *call, struct session *session)
 {
 	if (!session->template_id)
 		return 0;
-	{
-		SCOPED_LOCK(&s->lock);
-		known_put(&s->sessions, session->id, session->template_id, NULL);
-	}
-	return workspace_of_template(s, call, session->template_id, &session->workspace_id, &session->qualifier);
+	bool needs_name = !note_template(s, session);
+	return workspace_of_template(s, call, session->template_id, needs_name, &session->workspace_id,
+				     &session->qualifier);
 }
+
+/* The same without a request. false: that takes one. */
+static bool complete_session_unasked(struct raydocs *s, struct session *session)
+{
+	if (!session->template_id)
+		return true;
+	bool needs_name = !note_template(s, session);
+	return look_up_template(s, session->template_id, needs_name, &session->workspace_id, &session->qualifier);
+}
+
+/* A template stays in its workspace. That there was none to be learned may have been for want of a right, and is asked
+ * again. */
+static void raydocs_learn_session(struct backend *b, const struct session *known)
+{
+	struct raydocs *s = raydocs_from(b);
+
+	if (!known->template_id || !known->workspace_id)
+		return;
+	(void)note_template(s, known);
+	SCOPED_LOCK(&s->lock);
+	if (!known_find(s->templates, known->template_id))
+		known_put(&s->templates, known->template_id, known->workspace_id, NULL);
+}
+
+static void tell_same(struct raydocs *s, struct call *call, cJSON *record, int64_t asked_ms, int64_t as_of_wall_ms);
 
 static int raydocs_get_session(struct backend *b, struct call *call, const char *session_id, struct session *ret)
 {
 	struct raydocs *s = raydocs_from(b);
 	CLEANUP(json_release) cJSON *body = NULL;
 	CLEANUP(session_release) struct session found = { 0 };
+	int64_t asked_ms = clock_now_ms(), as_of_wall_ms = clock_wall_ms();
 	int r = get_session_json(s, call, session_id, &body);
 
 	if (r < 0)
@@ -706,6 +749,7 @@ static int raydocs_get_session(struct backend *b, struct call *call, const char 
 		call->fault.kind = r == -EPROTO ? FAULT_AWAY : FAULT_NONE;
 		return r;
 	}
+	tell_same(s, call, body, asked_ms, as_of_wall_ms);
 	r = complete_session(s, call, &found);
 	if (r < 0)
 		return r;
@@ -1555,20 +1599,37 @@ static int update_finish(struct update *u, struct listing **ret)
 	return r == 0 ? listing_renew(patched, u->asked_ms, u->as_of_wall_ms, ret) : r;
 }
 
-/* The session's name may have changed too. What its template says is told as far as it is known. */
+/* The record is the session's as well. One that another request has to complete is left to whoever asks for the
+ * session. */
 static void tell_session(const struct update *u)
 {
 	CLEANUP(session_release) struct session seen = { 0 };
 
-	if (!u->call->on_session || read_session(u->record, &seen) < 0)
-		return;
-	if (seen.template_id) {
-		SCOPED_LOCK(&u->s->lock);
-		const struct known *k = known_find(u->s->templates, seen.template_id);
-		seen.workspace_id = k && k->value ? strdup(k->value) : NULL;
-		seen.qualifier = k && k->name ? strdup(k->name) : NULL;
-	}
-	u->call->on_session(u->call->on_session_arg, &seen);
+	if (u->call->on_session && read_session(u->record, &seen) == 0 && complete_session_unasked(u->s, &seen))
+		u->call->on_session(u->call->on_session_arg, &seen);
+}
+
+/* By what the record says, everything is as it was. */
+static bool is_as_known(const struct update *u)
+{
+	return u->named == listing_count(u->known) && u->needed_count == 0;
+}
+
+/* What fits into one page is as cheap to ask in full, and that tells more. */
+static bool goes_by_record(struct raydocs *s, const struct listing *known)
+{
+	return known && listing_count(known) > atomic_load(&s->page_documents);
+}
+
+static void tell_same(struct raydocs *s, struct call *call, cJSON *record, int64_t asked_ms, int64_t as_of_wall_ms)
+{
+	CLEANUP(update_release) struct update u = { .s = s, .call = call, .known = call->known, .record = record };
+	CLEANUP(listing_release) struct listing *same = NULL;
+
+	if (call->on_same && goes_by_record(s, call->known) && read_record(&u) == 0 && is_as_known(&u) &&
+	    listing_renew(call->known, asked_ms, as_of_wall_ms, &same) == 0)
+		call->on_same(call->on_same_arg, same);
+	u.record = NULL; /* the caller's */
 }
 
 /* 1: only a walk can tell. */
@@ -1576,14 +1637,14 @@ static int update_run(struct update *u, struct listing **ret)
 {
 	int count = 0, r = get_session_json(u->s, u->call, u->session_id, &u->record);
 
-	if (r == 0)
-		tell_session(u);
-	if (r == 0)
-		r = read_record(u);
+	if (r < 0)
+		return r;
+	tell_session(u);
+	r = read_record(u);
 	if (r != 0)
 		return r;
 	bool lacks = u->named < listing_count(u->known);
-	if (!lacks && u->needed_count == 0)
+	if (is_as_known(u))
 		return update_finish(u, ret);
 	if (1 + lacks + count_requests(u) >= walk_pages(u))
 		return 1;
@@ -1726,8 +1787,7 @@ static int raydocs_list_documents(struct backend *b, struct call *call, const ch
 	bool is_sound;
 	int r = 1;
 
-	/* What fits into one page is as cheap to ask in full. */
-	if (known && !call->is_sweep && listing_count(known) > atomic_load(&s->page_documents)) {
+	if (!call->is_sweep && goes_by_record(s, known)) {
 		u.found = listing_builder_new(s->scratch_dir);
 		r = u.found ? update_run(&u, ret) : call_no_memory(call);
 		if (r == 0 && u.needed_count > 0)
@@ -2541,7 +2601,7 @@ static int workspace_of_session(struct raydocs *s, struct call *call, const char
 		session.workspace_id = NULL;
 		return 0;
 	}
-	return workspace_of_template(s, call, template_id, ret, &name);
+	return workspace_of_template(s, call, template_id, false, ret, &name);
 }
 
 static bool wants_workspace(struct raydocs *s)
@@ -2781,6 +2841,18 @@ static void raydocs_tell_state(struct backend *b, struct buf *ret)
 			     "the workspace, which takes a name\n");
 }
 
+/* What is known of a single session cannot be another by now. */
+static void raydocs_forget(struct backend *b, const char *session_id)
+{
+	struct raydocs *s = raydocs_from(b);
+	SCOPED_LOCK(&s->lock);
+
+	if (session_id)
+		return;
+	known_free_all(&s->templates);
+	known_free_all(&s->sessions);
+}
+
 static void raydocs_stop(struct backend *b)
 {
 	atomic_store(&raydocs_from(b)->is_stopped, true);
@@ -2912,10 +2984,12 @@ const struct backend_ops raydocs_backend = {
 	.close = raydocs_close,
 	.check = raydocs_check,
 	.describe = raydocs_describe,
+	.forget = raydocs_forget,
 	.tell_state = raydocs_tell_state,
 	.stop = raydocs_stop,
 	.list_sessions = raydocs_list_sessions,
 	.get_session = raydocs_get_session,
+	.learn_session = raydocs_learn_session,
 	.list_templates = raydocs_list_templates,
 	.create_session = raydocs_create_session,
 	.find_session_id = raydocs_find_session_id,

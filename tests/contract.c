@@ -369,6 +369,57 @@ static void a_listing_holds_each_document_once(struct place *p)
 	assert_int_equal(listing_count(changed), COUNT + 1);
 }
 
+static void note_same(void *arg, struct listing *renewed)
+{
+	*(uint64_t *)arg = listing_serial(renewed);
+}
+
+static void a_sessions_record_says_that_a_listing_holds_only_where_it_does(struct place *p)
+{
+	enum { COUNT = 40 };
+
+	for (int i = 0; i < COUNT; i++) {
+		char name[20];
+
+		snprintf(name, sizeof(name), "d%d.pdf", i);
+		free(p->side->add_document(p, p->session, name, name));
+	}
+	CLEANUP(listing_release) struct listing *l = list(p, NULL);
+	for (int i = 0; i < 2; i++) {
+		CLEANUP(session_release) struct session s = { 0 };
+		struct call *call = call_of(p);
+		uint64_t same = 0;
+
+		call->known = l;
+		call->on_same = note_same;
+		call->on_same_arg = &same;
+		if (i == 1)
+			free(p->side->add_document(p, p->session, "new.pdf", "%PDF-1.4 new"));
+		assert_int_equal(backend_get_session(p->b, call, p->session, &s), 0);
+		assert_string_equal(s.name, "Q1");
+		assert_true(same == 0 || (i == 0 && same == listing_serial(l)));
+	}
+}
+
+static void what_was_learned_of_a_session_changes_nothing_of_it(struct place *p)
+{
+	CLEANUP(session_release) struct session told = { 0 }, learned = { 0 }, again = { 0 };
+
+	assert_int_equal(backend_get_session(p->b, call_of(p), p->session, &told), 0);
+	assert_int_equal(session_copy(&told, &learned), 0);
+	free(learned.name);
+	learned.name = strdup("an old name");
+	learned.is_closed = true;
+	backend_forget(p->b, NULL);
+	backend_learn_session(p->b, &learned);
+	assert_int_equal(backend_get_session(p->b, call_of(p), p->session, &again), 0);
+	assert_string_equal(again.name, told.name);
+	assert_false(again.is_closed);
+	assert_true(!told.workspace_id || strcmp(again.workspace_id, told.workspace_id) == 0);
+	assert_true(!told.template_id || strcmp(again.template_id, told.template_id) == 0);
+	assert_true(!told.formats || strcmp(again.formats, told.formats) == 0);
+}
+
 static void bytes_come_back_as_they_are(struct place *p)
 {
 	CLEANUP(text_release) char *id = p->side->add_document(p, p->session, "a.pdf", "%PDF-1.4 these bytes");
@@ -612,6 +663,8 @@ static const struct {
 	RULE(a_cancelled_call_asks_nobody),
 	RULE(an_empty_session_has_an_empty_listing),
 	RULE(a_listing_holds_each_document_once),
+	RULE(a_sessions_record_says_that_a_listing_holds_only_where_it_does),
+	RULE(what_was_learned_of_a_session_changes_nothing_of_it),
 	RULE(bytes_come_back_as_they_are),
 	RULE(bytes_are_told_of_as_they_come_and_never_changed),
 	RULE(a_size_is_listed_or_can_be_measured),

@@ -72,7 +72,7 @@ struct fake {
 	struct planned_fault *upload_faults, *guilty_faults; /* of one upload; of the request it is in */
 	struct fake_op_state ops[FAKE_OP_COUNT];
 	bool uses_keys_up;
-	int batch_max, known_calls, created;
+	int batch_max, known_calls, learned, created;
 	int64_t created_ms; /* counts up, so that order in time is the order things came in */
 };
 
@@ -462,25 +462,43 @@ static int fake_list_sessions(struct backend *b, struct call *call, struct sessi
 	return r;
 }
 
+static struct listing *list_session(struct fake *f, const struct fake_session *s, int64_t asked_ms);
+static bool is_same_listing(const struct listing *a, const struct listing *b);
+
 static int fake_get_session(struct backend *b, struct call *call, const char *session_id, struct session *ret)
 {
 	struct fake_run run;
 	CLEANUP(session_release) struct session found = { 0 };
+	CLEANUP(listing_release) struct listing *now = NULL, *same = NULL;
+	int64_t asked_ms = clock_now_ms();
 	int r = run_begin(&run, b, call, FAKE_GET_SESSION);
 
 	if (r == 0) {
 		struct fake_session *s = find_session(run.f, session_id);
-		if (s)
+		if (s) {
+			now = list_session(run.f, s, asked_ms);
 			show_session(s, &found);
-		else
+		} else {
 			r = no_session(call);
+		}
 	}
 	r = run_end(&run, r, false);
-	if (r == 0) {
-		*ret = found;
-		found = (struct session){ 0 };
-	}
-	return r;
+	if (r < 0)
+		return r;
+	if (call->on_same && call->known && is_same_listing(call->known, now) &&
+	    listing_renew(call->known, asked_ms, clock_wall_ms(), &same) == 0)
+		call->on_same(call->on_same_arg, same);
+	*ret = found;
+	found = (struct session){ 0 };
+	return 0;
+}
+
+static void fake_learn_session(struct backend *b, const struct session *known)
+{
+	struct fake *f = fake_from(b);
+	SCOPED_LOCK(&f->lock);
+
+	f->learned += known->id != NULL;
 }
 
 static int fake_list_templates(struct backend *b, struct call *call, struct template_list *ret)
@@ -1012,6 +1030,7 @@ static const struct backend_ops fake_ops = {
 	.describe = fake_describe,
 	.list_sessions = fake_list_sessions,
 	.get_session = fake_get_session,
+	.learn_session = fake_learn_session,
 	.list_templates = fake_list_templates,
 	.create_session = fake_create_session,
 	.find_session_id = fake_find_session_id,
@@ -1344,6 +1363,14 @@ int fake_known_calls(struct backend *b)
 	return f->known_calls;
 }
 
+int fake_learned(struct backend *b)
+{
+	struct fake *f = fake_from(b);
+	SCOPED_LOCK(&f->lock);
+
+	return f->learned;
+}
+
 void fake_count_anew(struct backend *b)
 {
 	struct fake *f = fake_from(b);
@@ -1353,5 +1380,5 @@ void fake_count_anew(struct backend *b)
 		f->ops[op].calls = 0;
 		f->ops[op].running_max = f->ops[op].running;
 	}
-	f->batch_max = f->known_calls = 0;
+	f->batch_max = f->known_calls = f->learned = 0;
 }

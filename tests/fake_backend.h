@@ -38,7 +38,8 @@ enum fake_op {
 
 /* What fake_backend_new(NULL) can do: it lists and makes sessions, attaches (same id) and detaches, knows sizes and hashes,
  * reuses equal bytes, gives documents names of its own ("document-N.pdf"), attaches 10 uploads a request, lists 15
- * documents a page and hands over the session's record with them. Keys live a day, documents have at most 40,000,000 bytes. */
+ * documents a page and hands over the session's record with them, and sees by the record alone whether they are as they were. Keys live a
+ * day, documents have at most 40,000,000 bytes. */
 struct backend_caps fake_caps(void);
 
 /* caps NULL: fake_caps(). backend_close() ends it. There is one template, "t1" (workspace "w1"), and no session. */
@@ -115,4 +116,5 @@ int fake_calls_total(struct backend *b);
 int fake_running_max(struct backend *b, enum fake_op op); /* the most at one time */
 int fake_batch_max(struct backend *b);                    /* the most uploads in one attach request */
 int fake_known_calls(struct backend *b);                  /* listings asked for with a `known` */
+int fake_learned(struct backend *b);                      /* calls of backend_learn_session() */
 void fake_count_anew(struct backend *b);                  /* all counts to 0 */

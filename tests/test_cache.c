@@ -131,6 +131,7 @@ struct other {
 	int result;
 	int pages, documents;
 	bool on_own_thread;
+	bool asks_session; /* for its record alone */
 	char session_name[32];
 };
 
@@ -147,9 +148,11 @@ static void *run_other(void *arg)
 {
 	struct other *o = arg;
 	CLEANUP(listing_release) struct listing *l = NULL;
-	int r = backend_list_documents(o->setting->cache, &o->call, o->session_id, NULL, &l);
+	CLEANUP(session_release) struct session session = { 0 };
+	int r = o->asks_session ? backend_get_session(o->setting->cache, &o->call, o->session_id, &session)
+				: backend_list_documents(o->setting->cache, &o->call, o->session_id, NULL, &l);
 
-	o->result = r < 0 ? r : listing_count(l);
+	o->result = r < 0 || !l ? r : listing_count(l);
 	return NULL;
 }
 
@@ -501,6 +504,69 @@ static void a_sessions_record_seen_on_the_way_is_handed_over_and_remembered(void
 	assert_session(&s, "s1", "New");
 	assert_int_equal(fake_calls(s.fake, FAKE_GET_SESSION), 1);
 	set_down(&s);
+}
+
+static void a_sessions_record_that_shows_no_change_is_the_listings_refresh_too(void **state)
+{
+	struct setting s = set_up();
+
+	(void)state;
+	assert_int_equal(list(&s, "s1"), 1);
+	turn(TTL_MS);
+	assert_session(&s, "s1", "Q1");
+	turn(TTL_MS - 1);
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(listed(&s), 1);
+	turn(1); /* and no longer than from then on */
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(listed(&s), 2);
+	set_down(&s);
+}
+
+static void a_sessions_record_that_shows_a_change_refreshes_nothing(void **state)
+{
+	struct setting s = set_up();
+
+	(void)state;
+	assert_int_equal(list(&s, "s1"), 1);
+	turn(TTL_MS);
+	fake_add_document(s.fake, "s1", "two.pdf", "two");
+	assert_session(&s, "s1", "Q1");
+	assert_int_equal(list(&s, "s1"), 2);
+	assert_int_equal(listed(&s), 2);
+	set_down(&s);
+}
+
+/* Holds the record of s1 on its way back, asked for by `o`. */
+static void begin_held_record(struct other *o, struct setting *s)
+{
+	o->asks_session = true;
+	fake_hold(s->fake, FAKE_GET_SESSION, HOLD_AFTER);
+	begin(o, s);
+	assert_true(fake_wait_held(s->fake, FAKE_GET_SESSION, 1));
+}
+
+static void a_record_overtaken_by_a_write_refreshes_nothing(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		struct setting s = set_up();
+		struct other o = { 0 };
+		const char *id = spare(&s, "two");
+		assert_int_equal(list(&s, "s1"), 1);
+		turn(TTL_MS);
+		begin_held_record(&o, &s);
+		if (i == 1) /* of unknown outcome */
+			fake_fail(s.fake, FAKE_ATTACH, 1, &(struct fake_fault){ .kind = FAULT_AWAY, .takes_effect = true });
+		assert_int_equal(attach(&s, "s1", id), i == 1 ? -EIO : 0);
+		if (i == 2)
+			assert_int_equal(detach(&s, "s1", id), 0);
+		fake_let_go(s.fake, FAKE_GET_SESSION);
+		assert_int_equal(end(&o), 0);
+		assert_int_equal(list(&s, "s1"), i == 2 ? 1 : 2);
+		assert_int_equal(listed(&s), 2);
+		set_down(&s);
+	}
 }
 
 static void closing_ends_flights_that_nobody_waits_for(void **state)
@@ -897,6 +963,8 @@ static void all_else_is_the_inner_backends(void **state)
 	fake_fail(s.fake, FAKE_CHECK, 1, &(struct fake_fault){ .kind = FAULT_AWAY, .words = "no" });
 	assert_int_equal(backend_check(s.cache, &call), -EIO);
 	assert_string_equal(call.fault.words, "no");
+	backend_learn_session(s.cache, &(struct session){ .id = "s1" });
+	assert_int_equal(fake_learned(s.fake), 1);
 	close(fd);
 	set_down(&s);
 }
@@ -1088,6 +1156,24 @@ static void a_listing_is_recalled_by_the_next_run_before_anything_is_asked(void 
 	remove_dir(dir);
 }
 
+static void one_recalled_that_the_sessions_record_shows_unchanged_is_not_asked_for(void **state)
+{
+	char dir[64];
+
+	(void)state;
+	make_dir(dir);
+	for (int i = 0; i < 3; i++) {
+		struct setting s = set_up_in(dir, me, i < 2 ? 1 : 2);
+		if (i > 0)
+			assert_int_equal(recall(&s, "s1", INT64_MAX), 1);
+		assert_session(&s, "s1", "Q1");
+		assert_int_equal(list(&s, "s1"), i < 2 ? 1 : 2);
+		assert_int_equal(listed(&s), i != 1);
+		set_down(&s);
+	}
+	remove_dir(dir);
+}
+
 static void one_from_the_disk_is_recalled_up_to_stale_and_at_a_start_however_old(void **state)
 {
 	char dir[64];
@@ -1233,6 +1319,14 @@ static void a_folder_that_cant_be_used_costs_memory_nothing(void **state)
 	set_down(&s);
 }
 
+static void ask_record(const struct setting *s)
+{
+	CLEANUP(session_release) struct session session = { 0 };
+	struct call call = { 0 };
+
+	(void)backend_get_session(s->cache, &call, "s1", &session);
+}
+
 /* Everybody does everything for a while; afterwards memory and truth must be the same. */
 static void *meddle(void *arg)
 {
@@ -1244,7 +1338,7 @@ static void *meddle(void *arg)
 		random = random * 1103515245u + 12345u;
 		char id[16];
 		(void)snprintf(id, sizeof(id), "d%u", 2 + (random >> 16) % 20);
-		switch ((random >> 8) % 8) {
+		switch ((random >> 8) % 9) {
 		case 0:
 			(void)attach(s, "s1", id);
 			break;
@@ -1263,6 +1357,9 @@ static void *meddle(void *arg)
 			break;
 		case 5:
 			(void)recall(s, "s1", -1);
+			break;
+		case 6:
+			ask_record(s);
 			break;
 		default:
 			(void)list(s, "s1");
@@ -1283,6 +1380,7 @@ static void after_any_muddle_memory_tells_the_truth(void **state)
 		(void)spare(&s, text);
 	}
 	fake_latency(s.fake, FAKE_LIST_DOCUMENTS, 3);
+	fake_latency(s.fake, FAKE_GET_SESSION, 2);
 	for (int i = 0; i < 6; i++) {
 		others[i].setting = &s;
 		others[i].call.on_page_arg = (void *)(uintptr_t)(i * 7919 + 1);
@@ -1296,16 +1394,18 @@ static void after_any_muddle_memory_tells_the_truth(void **state)
 	assert_int_equal(list(&s, "s1"), fake_document_count(s.fake, "s1"));
 	for (int i = 0; i < 40; i++) {
 		char id[16];
-		struct other o = { 0 };
+		struct other o = { 0 }, record = { .asks_session = true };
 		(void)snprintf(id, sizeof(id), "d%d", 2 + i % 20);
 		turn(TTL_MS);
 		begin(&o, &s);
+		begin(&record, &s);
 		if (i % 3)
 			(void)attach(&s, "s1", id);
 		else
 			(void)detach(&s, "s1", id);
 		assert_int_equal(recall(&s, "s1", -1), fake_document_count(s.fake, "s1"));
 		assert_true(end(&o) >= 0);
+		assert_int_equal(end(&record), 0);
 		assert_int_equal(list(&s, "s1"), fake_document_count(s.fake, "s1"));
 	}
 	set_down(&s);
@@ -1331,6 +1431,9 @@ int main(void)
 		cmocka_unit_test(a_person_does_not_wait_for_a_flight_in_the_background),
 		cmocka_unit_test(pages_come_to_the_caller_and_to_who_joined_on_their_own_threads),
 		cmocka_unit_test(a_sessions_record_seen_on_the_way_is_handed_over_and_remembered),
+		cmocka_unit_test(a_sessions_record_that_shows_no_change_is_the_listings_refresh_too),
+		cmocka_unit_test(a_sessions_record_that_shows_a_change_refreshes_nothing),
+		cmocka_unit_test(a_record_overtaken_by_a_write_refreshes_nothing),
 		cmocka_unit_test(closing_ends_flights_that_nobody_waits_for),
 		cmocka_unit_test(what_we_attach_and_detach_shows_at_once),
 		cmocka_unit_test(a_refused_write_changes_nothing),
@@ -1351,6 +1454,7 @@ int main(void)
 		cmocka_unit_test(a_session_we_made_is_in_the_list_also_when_that_was_asked_for_before),
 		cmocka_unit_test(all_else_is_the_inner_backends),
 		cmocka_unit_test(a_listing_is_recalled_by_the_next_run_before_anything_is_asked),
+		cmocka_unit_test(one_recalled_that_the_sessions_record_shows_unchanged_is_not_asked_for),
 		cmocka_unit_test(one_from_the_disk_is_recalled_up_to_stale_and_at_a_start_however_old),
 		cmocka_unit_test(another_account_recalls_nothing),
 		cmocka_unit_test(what_a_refusal_made_us_forget_is_forgotten_on_the_disk_too),

@@ -817,6 +817,160 @@ static void a_session_knows_its_workspace_by_its_template(void **state)
 	assert_int_equal(sandbox_count(p->box, "get_template"), 1);
 }
 
+/* The session's record; how many requests for templates that took. */
+static long ask_session(struct place *p, const char *id, struct session *ret)
+{
+	control(p, "/requests/clear", NULL);
+	assert_int_equal(backend_get_session(p->b, call_of(p), id, ret), 0);
+	assert_int_equal(sandbox_count(p->box, "get_session"), 1);
+	return sandbox_count(p->box, "get_template");
+}
+
+static void what_an_earlier_run_learned_of_a_session_is_not_asked_again(void **state)
+{
+	static const char other[] = "aaaaaaaa-0000-4000-8000-000000000001", moved[] = "aaaaaaaa-0000-4000-8000-000000000002";
+	struct place *p = *state;
+	CLEANUP(session_release) struct session first = { 0 }, again = { 0 }, sibling = { 0 }, stranger = { 0 }, later = { 0 };
+
+	assert_int_equal(ask_session(p, p->session, &first), 1);
+	backend_begin(p, NULL);
+	backend_learn_session(p->b, &first);
+	assert_int_equal(ask_session(p, p->session, &again), 0);
+	assert_string_equal(again.workspace_id, "7");
+	assert_string_equal(again.template_id, first.template_id);
+	/* A new session of it may have to be told apart by the template's name, and one of another template has another workspace. */
+	char json[300];
+	(void)snprintf(json, sizeof(json), "{\"id\":\"%s\",\"name\":\"Q2\",\"template\":\"%s\"}", other, first.template_id);
+	control(p, "/session", json);
+	assert_int_equal(ask_session(p, other, &sibling), 1);
+	assert_string_equal(sibling.workspace_id, "7");
+	assert_string_equal(sibling.qualifier, first.qualifier);
+	control(p, "/workspace", "{\"id\":8,\"name\":\"Other\"}");
+	control(p, "/template", "{\"id\":\"bbbbbbbb-0000-4000-8000-000000000001\",\"name\":\"T2\",\"workspace\":8}");
+	(void)snprintf(json, sizeof(json), "{\"id\":\"%s\",\"name\":\"Q3\",\"template\":\"%s\"}", moved,
+		       "bbbbbbbb-0000-4000-8000-000000000001");
+	control(p, "/session", json);
+	free(again.id);
+	again.id = strdup(moved); /* learned while it was of the first template */
+	backend_learn_session(p->b, &again);
+	assert_int_equal(ask_session(p, moved, &stranger), 1);
+	assert_string_equal(stranger.workspace_id, "8");
+	backend_forget(p->b, NULL);
+	assert_int_equal(ask_session(p, p->session, &later), 1);
+	assert_string_equal(later.workspace_id, "7");
+}
+
+static void a_workspace_that_nobody_told_is_asked_for_again(void **state)
+{
+	struct place *p = *state;
+	CLEANUP(session_release) struct session first = { 0 }, again = { 0 };
+
+	assert_int_equal(sandbox_add_token(p->box, "token-two", "sessions-read"), 0);
+	p->token = "token-two";
+	assert_int_equal(ask_session(p, p->session, &first), 1);
+	assert_null(first.workspace_id);
+	p->token = "token-one"; /* has the right */
+	backend_begin(p, NULL);
+	backend_learn_session(p->b, &first);
+	assert_int_equal(ask_session(p, p->session, &again), 1);
+	assert_string_equal(again.workspace_id, "7");
+}
+
+struct seen_session {
+	int count;
+	struct session last;
+};
+
+static void note_session(void *arg, const struct session *session)
+{
+	struct seen_session *seen = arg;
+
+	seen->count++;
+	session_release(&seen->last);
+	assert_int_equal(session_copy(session, &seen->last), 0);
+}
+
+static void a_refresh_brings_the_sessions_record_along(void **state)
+{
+	struct place *p = *state;
+	struct seen_session seen = { 0 };
+	CLEANUP(session_release) struct session first = { 0 };
+
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 40), 0);
+	CLEANUP(listing_release) struct listing *known = list(p, NULL);
+	for (int i = 0; i < 3; i++) {
+		CLEANUP(listing_release) struct listing *l = NULL;
+
+		if (i == 1)
+			assert_int_equal(backend_get_session(p->b, call_of(p), p->session, &first), 0);
+		if (i == 2) {
+			char json[200];
+			(void)snprintf(json, sizeof(json), "{\"session\":\"%s\",\"name\":\"Renamed\"}", p->session);
+			control(p, "/rename", json);
+		}
+		struct call *call = call_of(p);
+		call->on_session = note_session;
+		call->on_session_arg = &seen;
+		control(p, "/requests/clear", NULL);
+		assert_int_equal(backend_list_documents(p->b, call, p->session, known, &l), 0);
+		assert_int_equal(sandbox_count(p->box, NULL), 1);
+		/* Its workspace is not asked for on the way: before anybody has told it, whoever wants the session asks. */
+		assert_int_equal(seen.count, i);
+	}
+	assert_string_equal(seen.last.name, "Renamed");
+	assert_string_equal(seen.last.workspace_id, "7");
+	session_release(&seen.last);
+}
+
+static void note_same(void *arg, struct listing *renewed)
+{
+	*(struct listing **)arg = listing_ref(renewed);
+}
+
+/* What a session's record tells of a listing of it: the same said again, or NULL. */
+static struct listing *same_by_record(struct place *p, struct listing *known)
+{
+	CLEANUP(session_release) struct session s = { 0 };
+	struct listing *same = NULL;
+	struct call *call = call_of(p);
+
+	call->known = known;
+	call->on_same = note_same;
+	call->on_same_arg = &same;
+	control(p, "/requests/clear", NULL);
+	assert_int_equal(backend_get_session(p->b, call, p->session, &s), 0);
+	assert_int_equal(sandbox_count(p->box, "list"), 0);
+	assert_int_equal(sandbox_count(p->box, "get_document"), 0);
+	return same;
+}
+
+static void a_sessions_record_tells_whether_a_listing_of_several_pages_still_holds(void **state)
+{
+	struct place *p = *state;
+
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 15), 0);
+	CLEANUP(listing_release) struct listing *small = list(p, NULL);
+	assert_null(same_by_record(p, small)); /* what fits into one page is asked in full */
+	assert_int_equal(sandbox_add_documents(p->box, p->session, 25), 0);
+	assert_null(same_by_record(p, NULL));
+	for (int i = 0; i < 3; i++) {
+		CLEANUP(listing_release) struct listing *known = list(p, NULL);
+		CLEANUP(listing_release) struct listing *same = same_by_record(p, known);
+
+		assert_non_null(same);
+		assert_true(listing_serial(same) == listing_serial(known));
+		assert_true(listing_asked_ms(same) >= listing_asked_ms(known));
+		if (i == 0)
+			assert_int_equal(sandbox_add_documents(p->box, p->session, 1), 0);
+		else if (i == 1)
+			detach(p, id_at(known, 3));
+		else
+			set_status(p, id_at(known, 3), "failed");
+		CLEANUP(listing_release) struct listing *changed = same_by_record(p, known);
+		assert_null(changed);
+	}
+}
+
 static void a_missing_right_to_templates_leaves_the_workspace_unknown(void **state)
 {
 	struct place *p = *state;
@@ -1401,6 +1555,10 @@ int main(void)
 		TEST(what_is_no_document_is_refused_without_an_abort),
 		TEST(a_session_that_is_gone_is_said_to_be),
 		TEST(a_session_knows_its_workspace_by_its_template),
+		TEST(what_an_earlier_run_learned_of_a_session_is_not_asked_again),
+		TEST(a_workspace_that_nobody_told_is_asked_for_again),
+		TEST(a_refresh_brings_the_sessions_record_along),
+		TEST(a_sessions_record_tells_whether_a_listing_of_several_pages_still_holds),
 		TEST(a_missing_right_to_templates_leaves_the_workspace_unknown),
 		TEST(sessions_are_guessed_with_three_requests_at_most),
 		TEST(templates_are_listed_with_their_workspaces),

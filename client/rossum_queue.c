@@ -211,9 +211,43 @@ static int add_queue(struct rossum *s, const cJSON *item, struct session_list *r
 	return 0;
 }
 
+/* All punctuation is one: in a folder's name some of it becomes '_'. */
+static int loosely(char c)
+{
+	return iscntrl((unsigned char)c) || ispunct((unsigned char)c) ? '_' : (unsigned char)c;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+
+	while (*x && *y && loosely(*x) == loosely(*y)) {
+		x++;
+		y++;
+	}
+	return *x && *y ? loosely(*x) - loosely(*y) : (*x != '\0') - (*y != '\0');
+}
+
+/* Would two of them be folders of one name? */
+static bool have_twins(const struct session_list *l)
+{
+	const char **names = calloc((size_t)l->count + 1, sizeof(*names));
+	bool found = !names; /* without memory it is believed */
+
+	for (int i = 0; names && i < l->count; i++)
+		names[i] = l->items[i].name;
+	if (names)
+		qsort(names, (size_t)l->count, sizeof(*names), compare_names);
+	for (int i = 1; names && i < l->count && !found; i++)
+		found = compare_names(&names[i - 1], &names[i]) == 0;
+	free(names);
+	return found;
+}
+
+/* The workspaces' names, which are asked for where any two queues need one. */
 static void qualify(struct rossum *s, struct call *call, struct session_list *l)
 {
-	bool has_asked = false;
+	bool has_asked = !have_twins(l);
 
 	for (int i = 0; i < l->count; i++) {
 		struct session *queue = &l->items[i];

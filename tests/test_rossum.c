@@ -364,6 +364,28 @@ static void queues_are_told_apart_by_their_workspace(void **state)
 	assert_string_equal(one.qualifier, "London");
 }
 
+static void the_workspaces_are_asked_for_where_two_queues_would_share_a_name(void **state)
+{
+	struct place *p = *state;
+	static const struct { const char *name; bool asks; } cases[] = {
+		{ "Receipts", false }, { "invoices", false }, { "Invoices 2", false }, { "A/B", false }, { "A_B", true },
+	};
+
+	for (size_t i = 0; i < COUNT(cases); i++) {
+		CLEANUP(session_list_release) struct session_list found = { 0 };
+		CLEANUP(buf_release) struct buf json = BUF(1000);
+
+		reopen(p); /* one that knows no workspace yet */
+		long before = sandbox_count(p->box, "rossum_workspaces");
+		buf_addf(&json, "{\"name\":\"%s\",\"workspace\":70}", cases[i].name);
+		control(p, "/rossum/queue", buf_text(&json));
+		assert_int_equal(backend_list_sessions(p->b, call_of(p), &found), 0);
+		assert_int_equal(found.count, i + 2);
+		if ((sandbox_count(p->box, "rossum_workspaces") > before) != cases[i].asks)
+			fail_msg("case %zu: '%s'", i, cases[i].name);
+	}
+}
+
 static void only_named_queues_are_listed_if_any_are_named(void **state)
 {
 	struct place *p = *state;
@@ -1608,6 +1630,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(options_that_make_no_sense_are_told_at_the_start),
 		TEST(queues_are_told_apart_by_their_workspace),
+		TEST(the_workspaces_are_asked_for_where_two_queues_would_share_a_name),
 		TEST(only_named_queues_are_listed_if_any_are_named),
 		TEST(queues_of_several_pages_are_all_there),
 		TEST(a_page_that_fails_for_a_moment_does_not_end_the_list),

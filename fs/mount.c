@@ -19,6 +19,7 @@
 #include "fs/wire.h"
 
 #define START_WAIT_MS 10000
+#define WANTED_WAIT_MS 4000 /* of it, until something else is asked */
 #define DRAIN_MS 30000
 #define TRANSFERS_MAX 10
 #define EXPIRE_MS_MAX (6 * 60 * 60 * 1000)
@@ -102,6 +103,8 @@ int mount_new(const struct mount_config *config, struct buf *why, struct mount *
 		r = open_uploads(m);
 	if (r == 0)
 		r = folders_load(m);
+	for (struct folder *f = m->tree.first_folder; r == 0 && f; f = f->next_shown)
+		backend_learn_session(m->backend, &f->session);
 	if (r == 0)
 		r = local_load(m);
 	if (r < 0) {
@@ -189,19 +192,91 @@ static void tell_verdict(struct mount *m, int error, const char *sentence)
 		verified(m->verified_arg, error, sentence);
 }
 
-/* One try at the service. 0: it answered and knows the token. -EACCES: it does not. Else it is not there, and why says more (NULL:
- * nobody asks). */
+/* What an answer says of the token. 0: the service knows it. -EACCES: it does not. -EAGAIN: there was none that could tell. */
+static int judge(int error, const struct fault *fault)
+{
+	if (error == -EACCES && fault->kind == FAULT_ACCOUNT)
+		return -EACCES;
+	/* Any other answer about what was asked for was made for a token it knows. */
+	return error == 0 || (fault->http_status >= 300 && fault->http_status < 500) ? 0 : -EAGAIN;
+}
+
+/* A session of the configuration that no folder stands for yet, or NULL. The caller's. */
+static char *find_new_session(struct mount *m)
+{
+	for (int i = 0; i < m->options->sessions.count; i++) {
+		CLEANUP(text_release) char *id = NULL;
+		if (backend_find_session_id(m->backend, m->options->sessions.items[i], &id) < 0)
+			continue; /* folders_ask() says so */
+		SCOPED_LOCK(&m->tree.lock);
+		if (!tree_find_folder(&m->tree, id)) {
+			char *found = id;
+			id = NULL;
+			return found;
+		}
+	}
+	return NULL;
+}
+
+/* The first of those that are remembered, or NULL. The caller's. */
+static char *find_known_session(struct mount *m)
+{
+	SCOPED_LOCK(&m->tree.lock);
+	const struct folder *f = m->tree.first_folder;
+
+	return f ? strdup(f->session.id) : NULL;
+}
+
+/* The record of a folder that is shown. Its documents are recalled before: the record may tell that they are as they were, and then the
+ * folder's first refresh needs no answer of its own. */
+static int ask_known_session(struct mount *m, struct call *call, const char *id)
+{
+	CLEANUP(listing_release) struct listing *recalled = NULL;
+	CLEANUP(session_release) struct session s = { 0 };
+	struct folder *f;
+
+	(void)backend_recall_documents(m->backend, id, INT64_MAX, &recalled); /* none: there is more to ask for later */
+	int r = backend_get_session(m->backend, call, id, &s);
+	/* As one that is looked up: should it have been taken off meanwhile, it does not come back. */
+	if (r == 0)
+		(void)folder_add_session(m, &s, ORIGIN_LOOKED_UP, &f); /* without memory its folder asks again */
+	return r;
+}
+
+/* Asks for something that is wanted anyway, and whose answer the cache has for whoever wants it next. -ENODATA: nothing is. */
+static int ask_wanted(struct mount *m, struct call *call)
+{
+	CLEANUP(session_list_release) struct session_list all = { 0 };
+	CLEANUP(session_release) struct session s = { 0 };
+	CLEANUP(text_release) char *id = NULL;
+
+	if (m->caps->sessions == SESSIONS_LISTED)
+		return backend_list_sessions(m->backend, call, &all);
+	id = find_new_session(m);
+	if (id)
+		return backend_get_session(m->backend, call, id, &s);
+	id = find_known_session(m);
+	return id ? ask_known_session(m, call, id) : -ENODATA;
+}
+
+/* One try at the service, as judge() tells; then why says more (NULL: nobody asks). */
 static int check_once(struct mount *m, int64_t deadline_ms, struct fault *why)
 {
+	int64_t wanted_end_ms = clock_now_ms() + WANTED_WAIT_MS;
+	struct call wanted = { .urgency = URGENCY_PERSON,
+			       .deadline_ms = wanted_end_ms < deadline_ms ? wanted_end_ms : deadline_ms };
 	struct call call = { .urgency = URGENCY_PERSON, .deadline_ms = deadline_ms };
-	int r = backend_check(m->backend, &call);
+	int r = ask_wanted(m, &wanted);
 
+	if (r != -ENODATA)
+		r = judge(r, &wanted.fault);
+	if (r == 0 || r == -EACCES)
+		return r;
+	/* It may be that one thing alone which is slow, or broken. */
+	r = backend_check(m->backend, &call);
 	if (why && !why->words[0])
 		*why = call.fault; /* the first says most: the last is often that the time was up */
-	if (r == -EACCES && call.fault.kind == FAULT_ACCOUNT)
-		return -EACCES;
-	/* Any other answer of the service, 403 and 500 included, was made for a token it knows. */
-	return r == 0 || (call.fault.http_status >= 300 && call.fault.http_status < 500) ? 0 : -EAGAIN;
+	return judge(r, &call.fault);
 }
 
 static void go_on_with_work(struct mount *m)

@@ -11,8 +11,8 @@ import unittest
 import zipfile
 
 import harness
-from harness import (SLACK, SLOW, MountCase, RossumSandbox, attribute, begin, finish, main, paper_bytes, read, run, sha256_of, wait_for,
-                     write)
+from harness import (SLACK, SLOW, MountCase, RossumSandbox, attribute, begin, finish, main, mounts_under, paper_bytes, processes_of, read,
+                     run, sha256_of, wait_for, write)
 
 harness.SERVICE = "rossum"  # whatever the environment says
 
@@ -428,6 +428,44 @@ class Requests(RossumCase):
         self.assertEqual(["rossum_annotations"] * (count // 100), first)
         self.assertEqual([], again)
         self.assertLessEqual(len(change), 6)  # of which each look while nothing was due is one
+
+    def all_routes(self, since):
+        time.sleep(0.7 * SLACK)  # what comes late counts as well
+        return [r["route"] for r in self.sandbox.requests(since)]
+
+    def test_the_list_of_queues_proves_the_token_and_is_all_that_a_mount_and_a_remount_ask_for(self):
+        self.setting(queues=("A", "B"), mount=False, ttl="30s")
+        for _ in range(2):
+            since = self.sandbox.last_request()
+            self.assertEqual(0, self.mount.command("test", self.mount.path).status)
+            wait_for(lambda: self.mount.folders() == ["A", "B"], 10, "both show")
+            self.assertEqual(["rossum_queues"], self.all_routes(since))
+            since = self.sandbox.last_request()
+            self.assertEqual([], os.listdir(os.path.join(self.mount.path, "B")))
+            self.assertEqual({"rossum_annotations", "rossum_queue"}, set(self.all_routes(since)))
+            self.assertEqual(0, self.mount.unmount().status)
+            wait_for(lambda: not processes_of(self.mount.path), 20, "the daemon has ended")
+
+    def test_a_token_that_is_refused_at_a_remount_ends_it_in_a_sentence(self):
+        self.setting()
+        self.mount.stop()
+        self.sandbox.control("POST", "/rossum/revoke", {})
+        since = self.sandbox.last_request()
+        done = self.mount.command("test", self.mount.path)
+        self.assertEqual(3, done.status, done)
+        self.assertEqual(1, len(done.err.strip().split("\n")), done.err)
+        self.assertIn("refuses the token", done.err)
+        self.assertEqual({"rossum_queues"}, set(self.all_routes(since)))
+        self.assertEqual([], mounts_under(self.mount.path))
+
+    def test_a_right_to_list_queues_that_is_missing_proves_the_token(self):
+        self.setting(mount=False)
+        self.sandbox.fault(route="rossum_queues", status=403, times=0, body={"detail": "No permission."})
+        self.expects("403")
+        done = self.mount.command("test", self.mount.path)
+        self.assertEqual(0, done.status, done)
+        self.assertEqual(0, self.mount.unmount().status)
+        wait_for(lambda: not processes_of(self.mount.path), 20, "the daemon has ended")
 
     def test_html_is_read_back_as_the_service_keeps_it(self):
         self.setting()

@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import time
 
-from harness import (SESSIONFS, SLACK, TOKEN, MountCase, begin, environment, finish, main, mounts_under, needs, paper_bytes,
+from harness import (SESSIONFS, SLACK, TOKEN, MountCase, attribute, begin, environment, finish, main, mounts_under, needs, paper_bytes,
                      processes_of, read, run, sha256_of, wait_for, write)
 
 LOOPBACK_CLOSED = "http://127.0.0.1:9"  # discard: nobody listens
@@ -208,6 +208,184 @@ class Background(Start):
         self.mount.process.send_signal(signal.SIGINT)
         self.assertEqual(0, self.mount.process.wait(20 * SLACK))
         self.assertEqual([], mounts_under(self.mount.path))
+
+
+class Asked(Start):
+    """Each request that a start takes, by name: the service allows few, and what is wanted anyway proves the token too."""
+
+    def setting(self, documents=20, sessions=1, **options):
+        super().setting(**options)
+        self.sessions = [self.session] + [self.sandbox.session("Q%d" % (i + 2)) for i in range(sessions - 1)]
+        for one in self.sessions:
+            self.sandbox.control("POST", "/document", {"session": one, "count": documents, "pattern": "bill-{n}.pdf", "status": "parsed"})
+        self.mount.sessions = list(self.sessions)
+        self.mount.write_config()
+        self.since = self.sandbox.last_request()
+
+    def asked(self):
+        """Since it was last called."""
+        time.sleep(0.7 * SLACK)  # what comes late counts as well
+        asked = self.sandbox.requests(self.since)
+        self.since = self.sandbox.last_request()
+        return ["%s %s%s" % (r["method"], r["path"], "?" + r["query"] if r["query"] else "") for r in asked]
+
+    def record(self, session=None):
+        return "GET /extractions/sessions/" + (session or self.session)
+
+    def page(self, number=1):
+        return self.record() + "/documents?page=%d" % number
+
+    def template(self):
+        return "GET /extractions/templates/" + self.sandbox.template
+
+    def remount(self, *words, seconds=40):
+        self.end_background()
+        self.asked()
+        return self.in_background(*words, seconds=seconds)
+
+    def mounted_and_listed(self, **options):
+        """Once, so that it is remembered."""
+        self.setting(**options)
+        self.assertEqual(0, self.in_background().status)
+        inside = os.path.join(self.mount.path, "Q1")
+        wait_for(lambda: os.path.isdir(inside), 10, "the session shows")
+        self.names = sorted(os.listdir(inside))
+        return inside
+
+    def test_a_new_session_costs_its_own_record_and_its_templates(self):
+        self.setting(sessions=3)
+        self.assertEqual(0, self.in_background().status)
+        wait_for(lambda: len(os.listdir(self.mount.path)) == 3, 10, "all show")
+        asked = self.asked()
+        self.assertEqual([self.record(), self.template()], asked[:2])
+        self.assertEqual(sorted([self.record(s) for s in self.sessions] + [self.template()]), sorted(asked))
+        self.end_background()
+
+    def test_a_remount_costs_one_record_and_a_listing_that_it_shows_unchanged_costs_none(self):
+        inside = self.mounted_and_listed(sessions=3)
+        self.assertEqual(0, self.remount().status)
+        self.assertEqual([self.record()], self.asked())
+        self.assertEqual(0, run(["ls", "-l", inside]).status)
+        self.assertEqual([], self.asked())
+        self.assertEqual(self.names, sorted(os.listdir(inside)))
+        self.assertEqual(str(self.sandbox.workspace), attribute(inside, "workspace"))
+        self.assertIn("in order", read(os.path.join(self.mount.path, ".sessionfs", "status")).decode())
+        self.end_background()
+
+    def test_a_listing_after_a_remount_costs_one_request_once_the_record_is_old(self):
+        inside = self.mounted_and_listed(ttl="1s")
+        self.assertEqual(0, self.remount().status)
+        self.assertEqual([self.record()], self.asked())
+        time.sleep(1)
+        self.assertEqual(0, run(["ls", "-l", inside]).status)
+        self.assertEqual([self.record()], self.asked())
+        self.end_background()
+
+    def test_what_fits_into_one_page_is_listed_by_that(self):
+        inside = self.mounted_and_listed(documents=5, ttl="1s")
+        self.assertEqual(0, self.remount().status)
+        self.assertEqual([self.record()], self.asked())
+        time.sleep(1)
+        self.assertEqual(0, run(["ls", "-l", inside]).status)
+        self.assertEqual([self.page()], self.asked())
+        self.end_background()
+
+    def test_a_change_meanwhile_is_seen_at_the_remount(self):
+        inside = self.mounted_and_listed()
+        self.end_background()
+        document = self.sandbox.documents(self.session)[0]
+        self.sandbox.detach(self.session, document["id"])
+        self.sandbox.document(self.session, "new.pdf", text="new")
+        self.sandbox.control("POST", "/rename", {"session": self.session, "name": "Renamed"})
+        self.asked()
+        self.assertEqual(0, self.in_background().status)
+        self.assertEqual([self.record()], self.asked())
+        inside = os.path.join(self.mount.path, "Renamed")
+        self.assertEqual(["Renamed"], os.listdir(self.mount.path))
+        names = sorted(set(self.names) - {document["filename"]} | {"new.pdf"})
+        wait_for(lambda: sorted(os.listdir(inside)) == names, 20, "what changed shows")
+        self.end_background()
+
+    def test_a_token_that_is_refused_at_a_remount_is_refused_by_the_first_answer(self):
+        self.mounted_and_listed()
+        self.end_background()
+        self.sandbox.control("POST", "/revoke", {"token": TOKEN})
+        self.asked()
+        done = self.fails_with(r"token", r"API Keys")
+        self.assertEqual(3, done.status)
+        since = self.since
+        self.assertEqual([self.record()], self.asked())
+        self.assertEqual([401], [r["status"] for r in self.sandbox.requests(since)])
+        # Another token has nothing to remember, and is refused as one that never was here.
+        self.mount.write_token("rd_live_wrong")
+        self.fails_with(r"token", r"API Keys")
+        self.assertEqual([self.record()], self.asked())
+
+    def test_a_service_that_is_away_at_a_remount_is_asked_once_it_is_back(self):
+        inside = self.mounted_and_listed()
+        self.end_background()
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        self.asked()
+        done = self.in_background(seconds=40)
+        self.assertEqual(0, done.status, done)
+        self.assertIn("remembered from", done.err)
+        self.assertEqual(self.names, sorted(os.listdir(inside)))
+        self.sandbox.control("POST", "/up")
+        since = self.since
+        wait_for(lambda: "in order" in read(os.path.join(self.mount.path, ".sessionfs", "status")).decode(), 40, "it was asked again")
+        self.assertEqual([self.record()], self.asked())
+        self.assertEqual([200], [r["status"] for r in self.sandbox.requests(since)])
+        self.assertEqual(self.names, sorted(os.listdir(inside)))
+        self.end_background()
+
+    def test_a_403_or_404_to_the_record_proves_the_token(self):
+        for status, times in ((404, 1), (403, 2)):  # of these two, the first alone is remembered
+            with self.subTest(status=status):
+                self.setting()
+                self.sandbox.fault(route="get_session", status=status, times=0, body={"message": "No."})
+                self.assertEqual(0, self.in_background().status)
+                self.assertEqual([self.record()] * times, self.asked())
+                self.end_background()
+
+    def test_one_record_that_is_broken_or_slow_keeps_no_mount_from_starting(self):
+        for fault in ({"status": 500}, {"action": "stall"}):
+            with self.subTest(fault=fault):
+                self.setting()
+                self.sandbox.fault(route="get_session", times=0, **fault)
+                self.assertEqual(0, self.in_background().status)
+                asked = self.asked()
+                self.assertEqual(1, asked.count("GET /workspaces"), asked)
+                self.assertEqual({self.record(), "GET /workspaces"}, set(asked))
+                self.end_background()
+
+    def test_a_session_that_is_gone_at_a_remount_leaves_by_the_same_answer(self):
+        self.mounted_and_listed()
+        self.end_background()
+        self.sandbox.control("POST", "/delete-session", {"session": self.session})
+        self.asked()
+        self.assertEqual(0, self.in_background().status)
+        wait_for(lambda: "Q1" not in os.listdir(self.mount.path), 10, "it leaves")
+        self.assertEqual([self.record()], self.asked())
+        self.end_background()
+
+    def test_with_nothing_to_ask_for_the_workspaces_are(self):
+        self.setting()
+        self.mount.sessions = []
+        self.mount.options["discover"] = "no"
+        self.mount.write_config()
+        self.assertEqual(0, self.in_background().status)
+        self.assertEqual(["GET /workspaces"], self.asked())
+        self.end_background()
+
+    def test_what_stands_by_itself_is_asked_again_when_it_was_forgotten_on_request(self):
+        self.mounted_and_listed(ttl="1s")
+        self.assertEqual(0, self.remount().status)
+        self.assertEqual([self.record()], self.asked())
+        self.assertEqual(0, self.mount.command("refresh", self.mount.path).status)
+        time.sleep(0.5)
+        os.listdir(self.mount.path)
+        self.assertEqual([self.record(), self.template()], self.asked())
+        self.end_background()
 
 
 class Scratch(Start):

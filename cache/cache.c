@@ -1198,6 +1198,23 @@ static enum memory recall_fresh(struct cache *c, const char *session_id, struct 
 	return MEMORY_HAS;
 }
 
+/* The session's record is on its way, and may show that a long listing is as it was: to ask at the same time would be to
+ * ask twice. */
+static int await_record(struct cache *c, const char *session_id, struct call *call)
+{
+	SCOPED_LOCK(&c->lock);
+	const struct remembered *m = table_find(c->listings, session_id);
+	struct flight *f = flight_find(c, FLIGHT_SESSION, session_id, call->urgency);
+
+	if (!f || !f->knew || !m || !m->listing || listing_count(m->listing) <= c->self.caps.folder_page ||
+	    flight_find(c, FLIGHT_DOCUMENTS, session_id, call->urgency))
+		return 0;
+	f->refs++;
+	int r = flight_wait(f, call);
+	flight_unref(f);
+	return r;
+}
+
 static int cache_list_documents(struct backend *b, struct call *call, const char *session_id, struct listing *known,
 				struct listing **ret)
 {
@@ -1206,6 +1223,12 @@ static int cache_list_documents(struct backend *b, struct call *call, const char
 
 	(void)known; /* what we remember is what we told the caller, or newer */
 	enum memory memory = recall_fresh(c, session_id, ret);
+	if (memory == MEMORY_LACKS) {
+		int r = await_record(c, session_id, call);
+		if (r < 0)
+			return r;
+		memory = recall_fresh(c, session_id, ret);
+	}
 	if (memory != MEMORY_LACKS)
 		return memory == MEMORY_HAS ? 0 : is_gone(call);
 	int r = flight_take(c, FLIGHT_DOCUMENTS, session_id, call, &f);

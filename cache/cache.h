@@ -9,7 +9,8 @@
  * - 404 is remembered too, for ttl; 401 forgets everything, 403 to a question what was asked about. When the service is
  *   away (FAULT_AWAY, FAULT_BUDGET) what is remembered goes on being served by recall up to `stale`.
  * - Sessions and the list of them are remembered for ttl likewise; all other calls are the inner backend's.
- *   A session's record that shows the listing in memory to be as it was makes that as fresh as the record is.
+ *   A session's record that shows the listing in memory to be as it was makes that as fresh as the record is; and where that is longer
+ *   than a page, whoever wants it waits for a record on its way.
  * - At most listings_max listings and bytes_max bytes of them (estimated); the least lately used goes first.
  * - A listing of more than one page that goes on being refreshed is asked for in full (call->is_sweep) an hour after it
  *   last was, or later the larger it is: in the background, one session at a time, waited for by nobody.

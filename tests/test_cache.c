@@ -569,6 +569,48 @@ static void a_record_overtaken_by_a_write_refreshes_nothing(void **state)
 	}
 }
 
+static void a_long_listing_waits_for_a_record_on_its_way_that_may_refresh_it(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		struct setting s = set_up();
+		struct other record = { .call.urgency = i == 2 ? URGENCY_BACKGROUND : URGENCY_PERSON }, o = { 0 };
+		fake_add_documents(s.fake, "s1", "long-%d.pdf", 20);
+		assert_int_equal(list(&s, "s1"), 21);
+		turn(TTL_MS);
+		if (i == 1)
+			fake_add_document(s.fake, "s1", "new.pdf", "new");
+		begin_held_record(&record, &s);
+		begin(&o, &s);
+		if (i < 2)
+			(void)usleep(50000);
+		else /* one in the background keeps nobody waiting */
+			assert_int_equal(end(&o), 21);
+		fake_let_go(s.fake, FAKE_GET_SESSION);
+		assert_int_equal(end(&record), 0);
+		if (i < 2)
+			assert_int_equal(end(&o), i == 0 ? 21 : 22);
+		assert_int_equal(listed(&s), i == 0 ? 1 : 2);
+		set_down(&s);
+	}
+}
+
+static void one_page_does_not_wait_for_a_record(void **state)
+{
+	struct setting s = set_up();
+	struct other record = { 0 };
+
+	(void)state;
+	assert_int_equal(list(&s, "s1"), 1);
+	turn(TTL_MS);
+	begin_held_record(&record, &s);
+	assert_int_equal(list(&s, "s1"), 1);
+	assert_int_equal(listed(&s), 2);
+	fake_let_go(s.fake, FAKE_GET_SESSION);
+	assert_int_equal(end(&record), 0);
+	set_down(&s);
+}
+
 static void closing_ends_flights_that_nobody_waits_for(void **state)
 {
 	struct setting s = set_up();
@@ -1434,6 +1476,8 @@ int main(void)
 		cmocka_unit_test(a_sessions_record_that_shows_no_change_is_the_listings_refresh_too),
 		cmocka_unit_test(a_sessions_record_that_shows_a_change_refreshes_nothing),
 		cmocka_unit_test(a_record_overtaken_by_a_write_refreshes_nothing),
+		cmocka_unit_test(a_long_listing_waits_for_a_record_on_its_way_that_may_refresh_it),
+		cmocka_unit_test(one_page_does_not_wait_for_a_record),
 		cmocka_unit_test(closing_ends_flights_that_nobody_waits_for),
 		cmocka_unit_test(what_we_attach_and_detach_shows_at_once),
 		cmocka_unit_test(a_refused_write_changes_nothing),

@@ -281,6 +281,18 @@ class Asked(Start):
         self.assertEqual([self.record()], self.asked())
         self.end_background()
 
+    def test_who_looks_while_the_record_is_on_its_way_asks_for_nothing_more(self):
+        inside = self.mounted_and_listed()
+        self.end_background()
+        self.sandbox.set(latency_ms=1500)
+        self.asked()
+        self.mount.start()
+        self.assertEqual(self.names, sorted(os.listdir(inside)))
+        self.assertEqual([self.record()], self.asked())
+        wait_for(lambda: "in order" in read(os.path.join(self.mount.path, ".sessionfs", "status")).decode(), 20, "it was answered")
+        self.assertEqual([], self.asked())
+        self.sandbox.set(latency_ms=0)
+
     def test_what_fits_into_one_page_is_listed_by_that(self):
         inside = self.mounted_and_listed(documents=5, ttl="1s")
         self.assertEqual(0, self.remount().status)

@@ -178,6 +178,19 @@ class Background(Start):
         self.assertEqual(0, self.mount.command("refresh", inside).status)
         wait_for(lambda: sorted(os.listdir(inside)) == ["a.pdf", "b.pdf"], 20, "what is new shows")
 
+    def test_start_wait_goes_on_trying_until_the_service_is_there(self):
+        self.setting()
+        self.sandbox.control("POST", "/down", {"how": "refuse"})
+        process = begin([SESSIONFS, "test", self.mount.path, "-o", "start=wait"], env=self.mount.environment())
+        wait_for(lambda: self.mount.path in mounts_under(self.mount.path), 10, "mounted")
+        time.sleep(11)  # longer than the other ways to start wait
+        self.assertIsNone(process.poll())
+        self.sandbox.control("POST", "/up")
+        done = finish(process)
+        self.assertEqual(0, done.status, done)
+        wait_for(lambda: "Q1" in os.listdir(self.mount.path), 10, "the session shows")
+        self.end_background()
+
     def test_403_to_the_start_check_proves_the_token(self):
         self.setting()
         self.sandbox.control("POST", "/token", {"token": TOKEN, "abilities": ["sessions-read", "sessions-write"]})

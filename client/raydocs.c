@@ -709,13 +709,11 @@ static int complete_session(struct raydocs *s, struct call *call, struct session
 				     &session->qualifier);
 }
 
-/* The same without a request. false: that takes one. */
-static bool complete_session_unasked(struct raydocs *s, struct session *session)
+/* The same without a request, as far as it goes. */
+static void complete_session_unasked(struct raydocs *s, struct session *session)
 {
-	if (!session->template_id)
-		return true;
-	bool needs_name = !note_template(s, session);
-	return look_up_template(s, session->template_id, needs_name, &session->workspace_id, &session->qualifier);
+	if (session->template_id)
+		(void)look_up_template(s, session->template_id, false, &session->workspace_id, &session->qualifier);
 }
 
 /* A template stays in its workspace. That there was none to be learned may have been for want of a right, and is asked
@@ -1599,14 +1597,15 @@ static int update_finish(struct update *u, struct listing **ret)
 	return r == 0 ? listing_renew(patched, u->asked_ms, u->as_of_wall_ms, ret) : r;
 }
 
-/* The record is the session's as well. One that another request has to complete is left to whoever asks for the
- * session. */
+/* The record is the session's as well. What its template says is told as far as it is known. */
 static void tell_session(const struct update *u)
 {
 	CLEANUP(session_release) struct session seen = { 0 };
 
-	if (u->call->on_session && read_session(u->record, &seen) == 0 && complete_session_unasked(u->s, &seen))
-		u->call->on_session(u->call->on_session_arg, &seen);
+	if (!u->call->on_session || read_session(u->record, &seen) < 0)
+		return;
+	complete_session_unasked(u->s, &seen);
+	u->call->on_session(u->call->on_session_arg, &seen);
 }
 
 /* By what the record says, everything is as it was. */

@@ -1,9 +1,13 @@
-/* The floor for any userspace filesystem: a folder of N documents answered from memory, with what sessionfs asks of the kernel (readdirplus,
+/* The floor for any userspace filesystem: folders of N documents answered from memory, with what sessionfs asks of the kernel (readdirplus,
  * long timeouts, POSIX_ACL with default_permissions, extended attributes that are answered) and nothing behind it. The time a program takes
  * here is the kernel's and libfuse's; whatever sessionfs takes beyond it is its own.
  *
- *     floor MOUNTPOINT N FILE-BYTES      serves MOUNTPOINT/d/invoice-000001.pdf ..., and MOUNTPOINT/big.bin of that many bytes
+ *     floor MOUNTPOINT N FILE-BYTES [FOLDERS]
+ *                                        serves MOUNTPOINT/d/invoice-000001.pdf ..., and MOUNTPOINT/big.bin of that many bytes, or so many
+ *                                        folders S0001 ... of N documents each
  *     floor --stat DIR                   a stat(2) of each name in DIR, as fast as that goes
+ *     floor --attribute FILE NAME SECONDS  asks for it a thousand times a second and prints the median and the 99th percentile of how long
+ *                                        an answer took, and the longest, in microseconds
  *     floor --fill DIR N                 the same names and attributes in another file system (tmpfs) */
 #include <dirent.h>
 #include <errno.h>
@@ -14,15 +18,16 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fs/wire.h"
 
-enum { INO_DIR = 2, INO_BIG = 3, INO_FIRST = 10, NAME_BYTES = 64, REPLY_BYTES_MAX = 1 << 20 };
+enum { INO_BIG = 3, FOLDER_SHIFT = 32, NAME_BYTES = 64, REPLY_BYTES_MAX = 1 << 20, SAMPLES_MAX = 1 << 20, ASKED_EVERY_NS = 1000000 };
 
 #define TIMEOUT_S 3600.0
 
-static long count;
+static long count, folder_count = 1;
 static off_t big_bytes;
 
 /* As many as a document of the sandbox has, and as long. */
@@ -52,9 +57,33 @@ static void name_of(long i, char ret[NAME_BYTES])
 	(void)snprintf(ret, NAME_BYTES, "invoice-%06ld.pdf", i + 1);
 }
 
+static void folder_name_of(long i, char ret[NAME_BYTES])
+{
+	if (folder_count == 1)
+		(void)snprintf(ret, NAME_BYTES, "d");
+	else
+		(void)snprintf(ret, NAME_BYTES, "S%04ld", i + 1);
+}
+
+/* Of folder i, and of the nth document in the folder of that inode. */
+static fuse_ino_t folder_ino(long i)
+{
+	return (fuse_ino_t)(i + 1) << FOLDER_SHIFT;
+}
+
+static fuse_ino_t document_ino(fuse_ino_t folder, long n)
+{
+	return folder + (fuse_ino_t)n + 1;
+}
+
+static bool is_document(fuse_ino_t ino)
+{
+	return (uint32_t)ino != 0 && ino > UINT32_MAX;
+}
+
 static void fill(fuse_ino_t ino, struct fuse_entry_param *ret)
 {
-	bool is_folder = ino == FUSE_ROOT_ID || ino == INO_DIR;
+	bool is_folder = ino != INO_BIG && !is_document(ino);
 
 	*ret = (struct fuse_entry_param){ .ino = ino, .attr_timeout = TIMEOUT_S, .entry_timeout = TIMEOUT_S };
 	ret->attr = (struct stat){ .st_ino = ino, .st_nlink = is_folder ? 2 : 1, .st_mode = is_folder ? S_IFDIR | 0755 : S_IFREG | 0444,
@@ -76,10 +105,14 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	long i;
 	fuse_ino_t ino = 0;
 
-	if (parent == FUSE_ROOT_ID)
-		ino = strcmp(name, "d") == 0 ? INO_DIR : strcmp(name, "big.bin") == 0 ? INO_BIG : 0;
-	else if (sscanf(name, "invoice-%ld.pdf", &i) == 1 && i >= 1 && i <= count)
-		ino = INO_FIRST + (fuse_ino_t)i - 1;
+	if (parent == FUSE_ROOT_ID && strcmp(name, "big.bin") == 0)
+		ino = INO_BIG;
+	else if (parent == FUSE_ROOT_ID && folder_count == 1 && strcmp(name, "d") == 0)
+		ino = folder_ino(0);
+	else if (parent == FUSE_ROOT_ID && sscanf(name, "S%ld", &i) == 1 && i >= 1 && i <= folder_count)
+		ino = folder_ino(i - 1);
+	else if (parent != FUSE_ROOT_ID && sscanf(name, "invoice-%ld.pdf", &i) == 1 && i >= 1 && i <= count)
+		ino = document_ino(parent, i - 1);
 	fill(ino, &p);
 	if (ino)
 		fuse_reply_entry(req, &p);
@@ -107,11 +140,15 @@ static void read_dir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t at, bool
 {
 	char *data = malloc(size < REPLY_BYTES_MAX ? size : REPLY_BYTES_MAX), name[NAME_BYTES];
 	size_t used = 0;
+	bool is_root = ino == FUSE_ROOT_ID;
 
-	for (off_t i = at; ino == INO_DIR && i < count; i++) {
+	for (off_t i = at; i < (is_root ? folder_count : count); i++) {
 		struct fuse_entry_param p;
-		fill(INO_FIRST + (fuse_ino_t)i, &p);
-		name_of(i, name);
+		fill(is_root ? folder_ino(i) : document_ino(ino, i), &p);
+		if (is_root)
+			folder_name_of(i, name);
+		else
+			name_of(i, name);
 		size_t n = is_plus ? fuse_add_direntry_plus(req, data + used, size - used, name, &p, i + 1)
 				   : fuse_add_direntry(req, data + used, size - used, name, &p.attr, i + 1);
 		if (n > size - used)
@@ -146,7 +183,7 @@ static void reply_bytes(fuse_req_t req, const char *bytes, size_t len, size_t si
 
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-	for (int i = 0; i < ATTRIBUTE_COUNT && ino >= INO_FIRST; i++) {
+	for (int i = 0; i < ATTRIBUTE_COUNT && is_document(ino); i++) {
 		if (strcmp(attributes[i].name, name) == 0) {
 			reply_bytes(req, attributes[i].value, strlen(attributes[i].value), size);
 			return;
@@ -160,7 +197,7 @@ static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 	char text[1024];
 	size_t len = 0;
 
-	for (int i = 0; i < ATTRIBUTE_COUNT && ino >= INO_FIRST; i++) {
+	for (int i = 0; i < ATTRIBUTE_COUNT && is_document(ino); i++) {
 		size_t n = strlen(attributes[i].name) + 1;
 		memcpy(text + len, attributes[i].name, n);
 		len += n;
@@ -227,6 +264,48 @@ static int stat_all(const char *path)
 	return !d || failed || closedir(d) < 0;
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+static int is_longer(const void *a, const void *b)
+{
+	int64_t one = *(const int64_t *)a, other = *(const int64_t *)b;
+
+	return (one > other) - (one < other);
+}
+
+static int time_attribute(const char *path, const char *name, long seconds)
+{
+	const struct timespec pause = { .tv_nsec = ASKED_EVERY_NS };
+	int64_t end = now_ns() + seconds * INT64_C(1000000000), *took = calloc(SAMPLES_MAX, sizeof(*took));
+	size_t n = 0;
+	char value[1024];
+
+	for (int64_t began = 0; took && n < SAMPLES_MAX && began < end;) {
+		began = now_ns();
+		if (getxattr(path, name, value, sizeof(value)) < 0) {
+			perror(path);
+			free(took);
+			return 1;
+		}
+		/* Who would have asked meanwhile, had we not been waiting, would have waited for the rest of it. */
+		for (int64_t left = now_ns() - began; left > 0 && n < SAMPLES_MAX; left -= ASKED_EVERY_NS)
+			took[n++] = left;
+		(void)nanosleep(&pause, NULL); /* so as not to be the load itself */
+	}
+	if (!took || n == 0)
+		return 1;
+	qsort(took, n, sizeof(*took), is_longer);
+	printf("%.1f %.1f %.1f\n", (double)took[n / 2] / 1000, (double)took[n * 99 / 100] / 1000, (double)took[n - 1] / 1000);
+	free(took);
+	return 0;
+}
+
 static int fill_folder(const char *path, long n)
 {
 	char name[NAME_BYTES];
@@ -250,11 +329,14 @@ int main(int argc, char **argv)
 		return stat_all(argv[2]);
 	if (argc == 4 && strcmp(argv[1], "--fill") == 0)
 		return fill_folder(argv[2], strtol(argv[3], NULL, 10));
-	if (argc != 4) {
-		(void)fputs("usage: floor MOUNTPOINT N FILE-BYTES | --stat DIR | --fill DIR N\n", stderr);
+	if (argc == 5 && strcmp(argv[1], "--attribute") == 0)
+		return time_attribute(argv[2], argv[3], strtol(argv[4], NULL, 10));
+	if (argc != 4 && argc != 5) {
+		(void)fputs("usage: floor MOUNTPOINT N FILE-BYTES [FOLDERS] | --stat DIR | --attribute FILE NAME SECONDS | --fill DIR N\n", stderr);
 		return 2;
 	}
 	count = strtol(argv[2], NULL, 10);
 	big_bytes = strtoll(argv[3], NULL, 10);
+	folder_count = argc == 5 ? strtol(argv[4], NULL, 10) : 1;
 	return serve(argv[1]);
 }

@@ -39,15 +39,16 @@ class Table:
     def wants(self, part):
         return not self.only or part in self.only
 
-    def row(self, what, ours, against=(), target=None, least=None, unit="s"):
-        """against: (word, value) pairs; target (at most) or least is of the ratio to the first of them, or of the value itself."""
+    def row(self, what, ours, against=(), target=None, least=None, unit="s", is_ratio=True):
+        """against: (word, value) pairs; target (at most) or least is of the ratio to the first of them, or, without any or unless
+        is_ratio, of the value itself."""
         if self.rows == 0:
             print("%-52s %12s  %s" % ("", "sessionfs", "beside it (ratio)"))
         self.rows += 1
         value = "%.4g %s" % (ours, unit)
         beside = ", ".join("%s %.4g (%.2f)" % (word, other, ours / other if other else 0) for word, other in against)
         wish = ""
-        seen = ours / against[0][1] if against and against[0][1] else ours
+        seen = ours / against[0][1] if is_ratio and against and against[0][1] else ours
         if target is not None:
             wish = "  [target %s: %s]" % (target, "met" if seen <= target else "MISSED")
         elif least is not None:

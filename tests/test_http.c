@@ -484,11 +484,11 @@ static void the_certificate_has_to_be_right(void **state)
 	struct place *p = *state;
 	struct http *distrusting;
 
-	assert_int_equal(get(p, 5000), 0);
+	assert_int_equal(get(p, 30000), 0);
 	distrusting = http_of(p, NULL);
 	struct http *trusting = p->http;
 	p->http = distrusting;
-	assert_int_equal(get(p, 5000), -EIO);
+	assert_int_equal(get(p, 30000), -EIO);
 	assert_int_equal(p->call.fault.kind, FAULT_AWAY);
 	assert_int_equal(atomic_load(&p->reads), 2);
 	assert_int_equal(sandbox_count(p->box, "workspaces"), 1); /* it never heard of us */

@@ -476,7 +476,11 @@ static void pause_everybody(struct limit *l, int64_t retry_after_ms, int64_t now
 	struct shared *s = &l->shared;
 	int64_t pause_ms = retry_after_ms;
 	int rate = effective_rate(l, now);
+	/* Several that were under way are refused together: that is one event. */
+	bool is_known = now < s->paused_until_ms;
 
+	if (pause_ms < 0 && is_known)
+		return;
 	if (pause_ms < 0) {
 		pause_ms = PAUSE_FIRST_MS;
 		for (int i = 0; i < s->strikes && pause_ms < PAUSE_MS_MAX; i++)
@@ -487,8 +491,7 @@ static void pause_everybody(struct limit *l, int64_t retry_after_ms, int64_t now
 		s->strikes++;
 	}
 	pause_ms = clamp(pause_ms, PAUSE_FIRST_MS / 2, RETRY_AFTER_MS_MAX);
-	/* Several that were under way are refused together: that is one event. */
-	if (now >= s->paused_until_ms && rate > 0) {
+	if (!is_known && rate > 0) {
 		int usual = usual_rate(l);
 		s->lowered_rate = (int32_t)clamp((int64_t)rate * LOWER_TO_PERCENT / 100,
 						 clamp(usual / LOWEST_PART, 1, usual), LIMIT_RATE_MAX);

@@ -571,6 +571,7 @@ static void naming_job(void *arg)
 	pthread_mutex_lock(&m->tree.lock);
 	f->session_asked_ms = clock_now_ms();
 	f->is_refreshing = false;
+	m->names_asked--;
 	if (r == -ENOENT && call.fault.kind == FAULT_GONE)
 		leave_if_gone(m, f);
 	pthread_mutex_unlock(&m->tree.lock);
@@ -584,9 +585,9 @@ static void naming_job(void *arg)
 void folders_refresh_names(struct mount *m)
 {
 	int64_t now = clock_now_ms(), ttl_ms = m->options->ttl_ms > NAMES_TTL_MS ? m->options->ttl_ms : NAMES_TTL_MS;
-	int begun = 0;
 
-	for (struct folder *f = m->tree.first_folder; f && begun < NAMES_AT_ONCE && m->is_verified; f = f->next_shown) {
+	for (struct folder *f = m->tree.first_folder; f && m->names_asked < NAMES_AT_ONCE && m->is_verified;
+	     f = f->next_shown) {
 		if (f->is_refreshing || f->origin == ORIGIN_LOOKED_UP || now - f->session_asked_ms < ttl_ms ||
 		    m->caps->sessions == SESSIONS_LISTED)
 			continue;
@@ -596,8 +597,9 @@ void folders_refresh_names(struct mount *m)
 		*n = (struct naming){ m, f };
 		node_hold(&f->node);
 		f->is_refreshing = true; /* a flight changes the session's record too, and there is one at a time */
-		begun++;
+		m->names_asked++;
 		if (pool_run(m->flights, naming_job, n) < 0) {
+			m->names_asked--;
 			f->is_refreshing = false;
 			node_drop(&m->tree, &f->node);
 			free(n);

@@ -61,6 +61,7 @@ struct mount {
 	bool is_served;              /* the kernel can be notified */
 	bool sessions_asked;         /* at least once since the start */
 	bool sessions_refreshing;
+	int names_asked;             /* how many sessions' records are being asked for, that nobody waits for */
 	bool sessions_lack_some; /* one of the configuration is not there, or could not be asked for */
 	int64_t sessions_refreshed_ms;
 	struct wait_list session_waiters;

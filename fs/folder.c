@@ -246,7 +246,7 @@ struct flight {
 	bool is_hurried;  /* somebody waits by now for what was begun in the background; under tree.lock */
 	bool lacks_annex; /* what is shown is not beside the listing on the disk */
 	int64_t asked_ms; /* clock_now_ms() when the service began to be asked */
-	int64_t saved_ms; /* and when names were saved last */
+	int64_t saved_ms; /* and when names were saved last; 0: the first page's are at once */
 	struct saving saving;
 };
 
@@ -763,7 +763,6 @@ static int ask(struct flight *fl, struct listing *known, struct fault *ret_fault
 	int64_t deadline_ms = clock_now_ms() + WALK_MS_MAX;
 	int r;
 
-	fl->saved_ms = clock_now_ms();
 	do {
 		pthread_mutex_lock(&m->tree.lock);
 		fl->asked_ms = clock_now_ms();

@@ -103,7 +103,7 @@ static struct entry *add_named(struct tree *t, struct folder *f, const struct do
 }
 
 /* An entry that stood for an id by itself now stands for the listing's document i. */
-static void bind(struct folder *f, struct resting *documents, struct entry *e, int i)
+static void bind(struct tree *t, struct folder *f, struct resting *documents, struct entry *e, int i)
 {
 	if (e->document_id)
 		index_remove(&f->unlisted, e);
@@ -113,6 +113,7 @@ static void bind(struct folder *f, struct resting *documents, struct entry *e, i
 	e->document = i;
 	e->same = resting_awake(documents, i);
 	resting_set_awake(documents, i, e);
+	entry_note_idle(t, e);
 }
 
 /* An entry whose document the new listing lacks. */
@@ -171,7 +172,7 @@ static int add_newcomers(struct tree *t, struct folder *f, struct listing *l, st
 		if (!e)
 			return -ENOMEM;
 		if (documents) {
-			bind(f, documents, e, new[i].index);
+			bind(t, f, documents, e, new[i].index);
 		} else {
 			e->own = listing_ref(l);
 			e->own_at = new[i].index;
@@ -337,7 +338,7 @@ static int pass(struct passage *p, int i)
 		}
 	}
 	for (; e; e = folder_find_unlisted(f, id))
-		bind(f, &p->at_rest, e, i);
+		bind(p->tree, f, &p->at_rest, e, i);
 	return r;
 }
 
@@ -458,7 +459,7 @@ static int bind_unlisted(struct passage *p)
 		if (at >= 0 && resting_has(&f->at_rest, at) && wake_or_drop(p, at) < 0)
 			r = -ENOMEM;
 		if (at >= 0)
-			bind(f, &f->at_rest, all[i], at);
+			bind(p->tree, f, &f->at_rest, all[i], at);
 	}
 	free(all);
 	folder_renew_listing(f, p->new);

@@ -243,9 +243,17 @@ static void node_free_if_unknown(struct tree *t, struct node *n)
 		node_drop(t, &f->node);
 }
 
-/* It may go to rest now; whether it does is seen when it is its turn. Without memory it stays awake. */
-static void note_idle(struct tree *t, const struct entry *e)
+/* Nothing but its folder's names holds it. */
+static bool is_idle(const struct entry *e)
 {
+	return e->node.holds == 1 && e->is_shown && e->document >= 0 && !e->local;
+}
+
+/* Whether it does is seen when it is its turn. Without memory it stays awake. */
+void entry_note_idle(struct tree *t, const struct entry *e)
+{
+	if (!is_idle(e))
+		return;
 	if (t->idle_count == t->idle_room) {
 		size_t room = t->idle_room ? t->idle_room * 2 : 64;
 		uint64_t *idle = realloc(t->idle, room * sizeof(*idle));
@@ -257,20 +265,13 @@ static void note_idle(struct tree *t, const struct entry *e)
 	t->idle[t->idle_count++] = e->node.ino;
 }
 
-/* Nothing but its folder's names holds it. */
-static bool is_idle(const struct entry *e)
-{
-	return e->node.holds == 1 && e->is_shown && e->document >= 0 && !e->local;
-}
-
 void node_drop(struct tree *t, struct node *n)
 {
 	assert(n->holds > 0);
 	n->holds--;
-	if (n->kind == NODE_ENTRY && is_idle((struct entry *)n))
-		note_idle(t, (struct entry *)n);
-	else
-		node_free_if_unknown(t, n);
+	if (n->kind == NODE_ENTRY)
+		entry_note_idle(t, (struct entry *)n);
+	node_free_if_unknown(t, n);
 }
 
 /* Not in the names yet. */
@@ -425,7 +426,7 @@ struct entry *folder_wake(struct tree *t, struct folder *f, int i)
 	e->is_in_walk = f->snapshot && f->snapshot->is_growing; /* all that rest are in it */
 	e->document = i;
 	resting_set_awake(&f->at_rest, i, e);
-	note_idle(t, e);
+	entry_note_idle(t, e);
 	return e;
 }
 

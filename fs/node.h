@@ -264,6 +264,8 @@ void folder_hide_entry(struct tree *t, struct entry *e, bool keeps_name);
 int folder_show_entry(struct tree *t, struct entry *e);
 /* To be filled; NULL: no memory. */
 struct entry_past *entry_past(struct entry *e);
+/* It may go to rest, as far as is seen at once; done by itself where the last hold on it is dropped. */
+void entry_note_idle(struct tree *t, const struct entry *e);
 /* It is found by its document no longer. */
 void entry_leave_index(struct entry *e);
 /* It has no document_id any more, and is in no index by it. */

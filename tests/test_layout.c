@@ -432,6 +432,8 @@ static void names_given_page_by_page_are_those_of_the_whole_listing(void **state
 	check_name(g, "d2222", "a (2222).pdf");
 	assert_int_equal(of(g, "d2222")->node.ino, ino);
 	assert_int_equal(s->count, 3);
+	settle(g);
+	assert_int_equal(g->folder->names.used, g->settles ? 1 : 3); /* the second a.pdf has a name of its own */
 	s->is_growing = false; /* as the end of the walk does */
 	snapshot_drop(s);
 }

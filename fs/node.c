@@ -360,9 +360,10 @@ static struct span *find_span(const struct tree *t, const struct folder *f, uint
 	return NULL;
 }
 
-static int span_add(struct tree *t, struct folder *f, uint64_t ino)
+/* *last: the one of the number before, mostly that of this one too; or NULL. */
+static int span_add(struct tree *t, struct folder *f, uint64_t ino, struct span **last)
 {
-	struct span *span = find_span(t, f, ino);
+	struct span *span = *last && (*last)->first == ino / SPAN_INOS * SPAN_INOS ? *last : find_span(t, f, ino);
 
 	if (!span) {
 		span = malloc(sizeof(*span));
@@ -375,6 +376,7 @@ static int span_add(struct tree *t, struct folder *f, uint64_t ino)
 		}
 	}
 	span->count++;
+	*last = span;
 	return 0;
 }
 
@@ -460,8 +462,9 @@ static void go_to_rest(struct tree *t, struct entry *e)
 {
 	struct folder *f = e->folder;
 	struct rest rest = { .ino = e->node.ino, .lookups = e->node.lookups, .is_saved = e->is_saved };
+	struct span *span = NULL;
 
-	if (span_add(t, f, rest.ino) < 0)
+	if (span_add(t, f, rest.ino, &span) < 0)
 		return;
 	if (resting_put(&f->at_rest, e->document, rest) < 0) {
 		span_drop(t, f, rest.ino);
@@ -544,11 +547,12 @@ void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest)
 {
 	int n = listing_count(rest->of), count = 0;
+	struct span *span = NULL;
 
 	for (int i = 0; i < n; i++) {
 		if (!resting_has(rest, i))
 			continue;
-		if (span_add(t, f, resting_get(rest, i).ino) < 0)
+		if (span_add(t, f, resting_get(rest, i).ino, &span) < 0)
 			resting_take(rest, i); /* it is named anew, as one seen for the first time */
 		else
 			count++;

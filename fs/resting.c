@@ -9,7 +9,7 @@
 #include "client/base/index.h"
 
 /* A word of one at rest: an inode number, the kernel's lookups, and two flags. */
-enum { IS_AT_REST = 1, IS_SAVED = 2, LOOKUPS_SHIFT = 2, LOOKUPS_MAX = 0xffff, INO_SHIFT = 18 };
+enum { IS_AT_REST = RESTING_BIT, IS_SAVED = 2, LOOKUPS_SHIFT = 2, LOOKUPS_MAX = 0xffff, INO_SHIFT = 18 };
 #define INO_MAX (UINT64_MAX >> INO_SHIFT)
 
 static uint64_t word_of(struct rest rest)
@@ -87,11 +87,6 @@ void resting_renew(struct resting *r, struct listing *of)
 	struct listing *old = r->of;
 	r->of = listing_ref(of);
 	listing_unref(old);
-}
-
-bool resting_has(const struct resting *r, int i)
-{
-	return r->words && (r->words[i] & IS_AT_REST);
 }
 
 struct entry *resting_awake(const struct resting *r, int i)

@@ -1,4 +1,4 @@
-/* The inside of a mount, for the files that make it up: folder.c (listings), local.c (files on their way), call.c (mkdir, link,
+/* The inside of a mount, for the files that make it up: folder.c (listings), sessions.c (which folders there are), local.c (files on their way), call.c (mkdir, link,
  * unlink, rename), read.c (bytes), attr.c (stat and xattrs), control.c (.sessionfs), ops.c (the kernel's side), mount.c. */
 #pragma once
 
@@ -93,6 +93,19 @@ void folders_settle(struct mount *m);
 void folder_age(struct folder *f);
 /* Begins a refresh unless one is under way. tree.lock held. */
 void folder_refresh(struct mount *m, struct folder *f, enum urgency urgency);
+/* The session is gone: its folder leaves, unless something waits for it. tree.lock held. */
+void folder_leave(struct mount *m, struct folder *f);
+/* The state has its name and what else is to be kept of it. Worker threads, tree.lock not held. */
+void folder_save_entry(struct mount *m, struct entry *e);
+
+/* Tells the kernel, later, on a thread of its own. tree.lock may be held. */
+void notice_entry(struct mount *m, struct folder *f, const char *name); /* f NULL: the root */
+void notice_inode(struct mount *m, uint64_t ino);
+
+/* ---- sessions.c -------------------------------------------------------------------------------------------- */
+
+/* The folder has the session's record as the service told it now, under its name of now. Worker threads, tree.lock not held. */
+void folder_take_session(struct mount *m, struct folder *f, const struct session *s);
 /* A new session folder under a name of its own, saved in the state (worker threads). tree.lock not held. */
 int folder_add_session(struct mount *m, const struct session *session, enum session_origin origin, struct folder **ret);
 /* Shows what the state remembers; at the start, before threads. */
@@ -101,17 +114,11 @@ int folders_load(struct mount *m);
 void folders_ask(struct mount *m);
 /* Begins folders_ask() when it is time. tree.lock held. */
 void folders_refresh(struct mount *m);
-/* Applies an own write's documents at once. Worker threads, tree.lock not held. */
-void folder_save_entry(struct mount *m, struct entry *e); /* holds it meanwhile; tree.lock not held */
 /* Looks a session up that no folder stands for. Worker threads. 0 and the folder's name (malloc'ed), or -errno. */
 int folder_look_up_session(struct mount *m, const char *id, char **ret_name);
 
 /* Asks for the records (the names) of a few sessions that were not asked for lately; nobody waits for it. tree.lock held. */
 void folders_refresh_names(struct mount *m);
-
-/* Tells the kernel, later, on a thread of its own. tree.lock may be held. */
-void notice_entry(struct mount *m, struct folder *f, const char *name); /* f NULL: the root */
-void notice_inode(struct mount *m, uint64_t ino);
 
 /* ---- attr.c ------------------------------------------------------------------------------------------------ */
 

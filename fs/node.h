@@ -285,6 +285,11 @@ int folder_count_names(const struct folder *f, const char *document_id);
 /* The current names, counted; NULL: no memory. While it is growing, names that appear come into it. */
 struct snapshot *folder_snapshot(struct folder *f, bool is_growing);
 void snapshot_drop(struct snapshot *s);
+/* To one that grows. Without memory (-ENOMEM) its readers miss a name, and the next walk has it; the other: all that rest. */
+int snapshot_add(struct snapshot *s, uint64_t ino);
+void snapshot_add_resting(struct snapshot *s, const struct folder *f);
+/* The folder's names are others: whoever reads it next takes a snapshot of now, unless one is growing. */
+void folder_outdate_snapshot(struct folder *f);
 /* The place of the first name behind an offset that readdir gave out (2: behind "." and ".."), and the offset behind place i. */
 int snapshot_seek(const struct snapshot *s, int64_t offset);
 int64_t snapshot_offset(const struct snapshot *s, int i);

@@ -1,5 +1,6 @@
-/* The inside of a mount, for the files that make it up: folder.c (listings), sessions.c (which folders there are), local.c (files on their way), call.c (mkdir, link,
- * unlink, rename), read.c (bytes), attr.c (stat and xattrs), control.c (.sessionfs), ops.c (the kernel's side), mount.c. */
+/* The inside of a mount, for the files that make it up: folder.c (listings), sessions.c (which folders there are), local.c (files on their
+ * way), call.c (mkdir, link, unlink, rename), read.c (bytes), attr.c (stat and xattrs), control.c (.sessionfs), ops.c (the kernel's side),
+ * mount.c. */
 #pragma once
 
 #include "cache/content.h"

@@ -457,20 +457,13 @@ static int remember_session(struct service *s, const struct session *session)
 			old = &known.items[i];
 	}
 	choose_name(&known, session, name);
-	struct known_session k = {
-		.id = session->id,
-		.ino = old ? old->ino : state_next_ino(state),
-		.name = old ? old->name : name, /* a name once shown stays */
-		.server_name = old ? old->server_name : session->name,
-		.template_id = session->template_id,
-		.workspace_id = session->workspace_id,
-		.status = session->status,
-		.formats = session->formats,
-		.created_ms = session->created_ms,
-		.updated_ms = session->updated_ms,
-		.origin = old && old->origin != ORIGIN_LOOKED_UP && !old->is_forgotten ? old->origin : ORIGIN_ADDED,
-		.account_saw_it = true,
-	};
+	/* A name once shown stays. */
+	enum session_origin origin =
+		old && old->origin != ORIGIN_LOOKED_UP && !old->is_forgotten ? old->origin : ORIGIN_ADDED;
+	struct known_session k =
+		known_session_of(session, old ? old->ino : state_next_ino(state), old ? old->name : name, origin);
+	if (old)
+		k.server_name = old->server_name;
 	r = k.ino == 0 ? -EIO : state_save_session(state, account, &k);
 	if (r < 0)
 		return complain("the session cannot be remembered: %s", strerror(-r));

@@ -81,7 +81,6 @@ void folder_take_session(struct mount *m, struct folder *f, const struct session
 {
 	CLEANUP(session_release) struct session fresh = { 0 }, kept = { 0 };
 	CLEANUP(text_release) char *old_name = NULL, *name = NULL, *alias = NULL;
-	struct known_session k = { .ino = f->node.ino, .account_saw_it = true };
 
 	if (session_copy(s, &fresh) < 0 || session_copy(s, &kept) < 0)
 		return;
@@ -101,18 +100,8 @@ void folder_take_session(struct mount *m, struct folder *f, const struct session
 	pthread_mutex_lock(&m->tree.lock);
 	old_name = take_session(m, f, &fresh);
 	name = strdup(f->name);
-	k.origin = f->origin;
+	struct known_session k = known_session_of(&kept, f->node.ino, name, f->origin);
 	pthread_mutex_unlock(&m->tree.lock);
-	k.id = kept.id;
-	k.name = name;
-	k.server_name = kept.name;
-	k.template_id = kept.template_id;
-	k.workspace_id = kept.workspace_id;
-	k.status = kept.status;
-	k.formats = kept.formats;
-	k.created_ms = kept.created_ms;
-	k.updated_ms = kept.updated_ms;
-	k.is_forgotten = k.origin == ORIGIN_LOOKED_UP;
 	if (name && kept.name)
 		(void)state_save_session(m->state, m->account, &k); /* logged there */
 	if (old_name) {
@@ -246,19 +235,7 @@ int folder_add_session(struct mount *m, const struct session *session, enum sess
 	pthread_mutex_unlock(&m->tree.lock);
 	if (!f || !name_copy)
 		return -ENOMEM;
-	struct known_session k = { .id = session->id,
-				   .ino = ino,
-				   .name = name_copy,
-				   .server_name = session->name,
-				   .template_id = session->template_id,
-				   .workspace_id = session->workspace_id,
-				   .status = session->status,
-				   .formats = session->formats,
-				   .created_ms = session->created_ms,
-				   .updated_ms = session->updated_ms,
-				   .origin = origin,
-				   .account_saw_it = true,
-				   .is_forgotten = origin == ORIGIN_LOOKED_UP };
+	struct known_session k = known_session_of(session, ino, name_copy, origin);
 	int r = state_save_session(m->state, m->account, &k);
 	if (r < 0)
 		log_warning("state: session %s could not be saved (%s): after a remount it has to be added again",

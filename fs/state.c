@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "client/backend.h"
 #include "client/base/cleanup.h"
 #include "client/base/clock.h"
 #include "client/base/log.h"
@@ -655,6 +656,24 @@ uint64_t state_next_ino(struct state *s)
 }
 
 /* ---- sessions ---------------------------------------------------------------------------------------------- */
+
+struct known_session known_session_of(const struct session *s, uint64_t ino, const char *name,
+				      enum session_origin origin)
+{
+	return (struct known_session){ .id = s->id,
+				       .ino = ino,
+				       .name = (char *)name,
+				       .server_name = s->name,
+				       .template_id = s->template_id,
+				       .workspace_id = s->workspace_id,
+				       .status = s->status,
+				       .formats = s->formats,
+				       .created_ms = s->created_ms,
+				       .updated_ms = s->updated_ms,
+				       .origin = origin,
+				       .account_saw_it = true,
+				       .is_forgotten = origin == ORIGIN_LOOKED_UP };
+}
 
 void known_session_release(struct known_session *k)
 {

@@ -54,6 +54,9 @@ struct known_session {
 	bool account_saw_it; /* `account` of the load listed it itself */
 };
 void known_session_release(struct known_session *k);
+struct session;
+/* What is to be saved of a session that is shown under a name: all texts borrowed. */
+struct known_session known_session_of(const struct session *s, uint64_t ino, const char *name, enum session_origin origin);
 
 /* account: secret_fingerprint() of the token. The list and each item are the caller's. */
 int state_load_sessions(struct state *s, const char *account, struct known_session **ret, int *ret_count);

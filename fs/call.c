@@ -393,7 +393,7 @@ void call_unlink(struct mount *m, fuse_req_t req, struct folder *f, const char *
 	if (!e)
 		e = local_find_refused(m, f, name);
 	if (!e) {
-		error = ENOENT;
+		error = folder_has(f, name) ? ENOMEM : ENOENT;
 	} else if (m->options->read_only) {
 		error = EROFS;
 	} else if (e->local && !e->local->counted_out) {
@@ -538,6 +538,8 @@ static int take_new_name(struct change_call *c)
 		return 0; /* local_event() was faster */
 	if (!e->is_shown)
 		return -ENOENT; /* removed meanwhile */
+	if (!there && folder_has(c->to, c->new_name))
+		return -ENOMEM; /* to wake it */
 	if (there) {
 		if (there->local && !there->local->counted_out && there->local->is_submitted)
 			return -EBUSY;
@@ -957,7 +959,9 @@ void call_rename(struct mount *m, fuse_req_t req, struct folder *from, const cha
 	struct entry *e = folder_find(&m->tree, from, name), *there = folder_find(&m->tree, to, new_name);
 	bool is_local = e && e->local && !e->local->counted_out;
 	if (!e)
-		error = ENOENT;
+		error = folder_has(from, name) ? ENOMEM : ENOENT;
+	else if (!there && folder_has(to, new_name))
+		error = ENOMEM;
 	else if (m->options->read_only)
 		error = EROFS;
 	else if (flags & ~(unsigned)RENAME_NOREPLACE)

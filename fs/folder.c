@@ -457,6 +457,8 @@ static void recall(struct flight *fl)
 		drop_conflicts(m, f, &rest);
 		if (rest.of)
 			folder_begin_listing(&m->tree, f, &rest);
+		if (f->shown_count > 0 && f->node.lookups > 0)
+			notice_inode(m, f->node.ino); /* its time is another */
 		f->is_withheld |=
 			layout_apply(&m->tree, f, found, next_ino, m, &c) < 0; /* the answer under way shows the rest */
 		show_change(fl, &c);

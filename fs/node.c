@@ -509,14 +509,17 @@ void tree_forget(struct tree *t, uint64_t ino, uint64_t count)
 
 void folder_begin_listing(struct tree *t, struct folder *f, struct resting *rest)
 {
-	int n = listing_count(rest->of), count = 0;
+	int n = listing_count(rest->of), count = 0, elsewhere;
 	struct span *span = NULL;
+	bool may_conflict = t->spans.used > 0;
 
 	for (int i = 0; i < n; i++) {
 		if (!resting_has(rest, i))
 			continue;
-		if (span_add(t, f, resting_get(rest, i).ino, &span) < 0)
-			resting_take(rest, i); /* it is named anew, as one seen for the first time */
+		uint64_t ino = resting_get(rest, i).ino;
+		/* Named anew, as one seen for the first time: a number is one file's, and without memory it can't be found by it. */
+		if ((may_conflict && find_resting(t, ino, &elsewhere)) || span_add(t, f, ino, &span) < 0)
+			resting_take(rest, i);
 		else
 			count++;
 	}

@@ -354,6 +354,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 	struct mount *m = mount_of(req);
 
 	pthread_mutex_lock(&m->tree.lock);
+	(void)tree_settle(&m->tree);
 	struct entry *e = find_entry(m, ino);
 	if (e)
 		node_hold(&e->node);

@@ -925,15 +925,30 @@ int state_save_entries(struct state *s, const char *session_id, const struct kno
 	int e = SQLITE_OK;
 	STATEMENT statement = NULL;
 	STATEMENT taken = NULL;
+	STATEMENT marking = NULL;
+	char fresh[24];
 
 	if (count == 0)
 		return 0;
+	(void)snprintf(fresh, sizeof(fresh), "%" PRId64, clock_wall_ns());
 	int r = transaction_begin(s, &t);
 	if (r == 0)
 		r = prepare(s, "DELETE FROM entry WHERE session_id = ? AND name = ? AND ino <> ?", &taken);
 	if (r == 0)
 		r = prepare(s, "INSERT OR REPLACE INTO entry VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)", &statement);
+	/* One that was moved here is no longer what its old session's mark stands for. */
+	if (r == 0)
+		r = prepare(s,
+			    "UPDATE fact SET value = ?1 WHERE key = (SELECT 'shown:' || session_id FROM entry"
+			    " WHERE ino = ?2 AND session_id <> ?3)",
+			    &marking);
 	for (int i = 0; r == 0 && i < count; i++) {
+		bind_text(marking, 1, fresh, &e);
+		bind_number(marking, 2, (int64_t)entries[i].ino, &e);
+		bind_text(marking, 3, session_id, &e);
+		r = run(s, marking, e);
+		if (r < 0)
+			break;
 		bind_text(taken, 1, session_id, &e);
 		bind_text(taken, 2, entries[i].name, &e);
 		bind_number(taken, 3, (int64_t)entries[i].ino, &e);

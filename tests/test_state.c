@@ -335,8 +335,16 @@ static void each_change_of_a_sessions_entries_has_a_mark_of_its_own(void **state
 	mine = (struct state_mark){ .before = state_mark(s, "S"), .after = 79 };
 	assert_int_equal(state_save_entries(s, "S", &a, 1, &mine), 0);
 	assert_int_equal(state_mark(s, "S"), 79);
+	/* One that goes to another session changes what is left behind. */
+	assert_int_equal(state_save_entries(s, "T", &a, 1, NULL), 0);
+	int64_t left = state_mark(s, "S");
+	assert_int_not_equal(left, 79);
 	assert_int_equal(state_remove_entries(s, (const uint64_t[]){ 5 }, 1), 0);
-	assert_int_not_equal(state_mark(s, "S"), 79);
+	assert_int_equal(state_mark(s, "S"), left);
+	assert_int_equal(state_save_entries(s, "S", &a, 1, NULL), 0);
+	left = state_mark(s, "S");
+	assert_int_equal(state_remove_entries(s, (const uint64_t[]){ 5 }, 1), 0);
+	assert_int_not_equal(state_mark(s, "S"), left);
 	state_close(s);
 }
 

@@ -130,6 +130,28 @@ class Listings(MountCase):
         self.assertEqual(100, len(os.listdir(self.path)))
         self.assertEqual(first, (attribute(one, "id"), os.stat(one).st_ino))
 
+    def test_a_document_moved_to_another_session_keeps_its_number_through_a_kill(self):
+        self.folder = self.new_folder()
+        self.sandbox = self.new_sandbox(self.folder)
+        sessions = [self.sandbox.session(name) for name in ("Q1", "Q2")]
+        for session in sessions:
+            self.sandbox.control("POST", "/document", {"session": session, "count": 5, "pattern": "bill-{n}.pdf", "status": "parsed"})
+        self.sandbox.document(sessions[0], "moved.pdf", text="moved")
+        mount = self.new_mount(self.sandbox, self.folder, sessions, ttl="1h", remove="yes").start().names_seen(2)
+        first, second = (os.path.join(mount.path, name) for name in ("Q1", "Q2"))
+        self.assertEqual((6, 5), (len(os.listdir(first)), len(os.listdir(second))))
+        database = os.path.join(mount.options["cache_dir"], "listings.db")
+        wait_for(lambda: os.path.getsize(database) + os.path.getsize(database + "-wal") > 20000, 10, "the listings are written")
+        time.sleep(2)
+        number = os.stat(os.path.join(first, "moved.pdf")).st_ino
+        os.rename(os.path.join(first, "moved.pdf"), os.path.join(second, "moved.pdf"))
+        self.assertEqual(number, os.stat(os.path.join(second, "moved.pdf")).st_ino)
+        mount.kill()
+        mount.start().names_seen(2)
+        os.listdir(first)  # what is remembered of it may be older
+        wait_for(lambda: "moved.pdf" in os.listdir(second), 20 * SLACK, "it shows where it is")
+        self.assertEqual(number, os.stat(os.path.join(second, "moved.pdf")).st_ino)
+
     def test_a_state_that_turns_out_damaged_is_set_aside_at_the_next_start(self):
         self.expects("state.db")
         self.setting(300)

@@ -32,7 +32,7 @@ enum urgency {
 	URGENCY_BACKGROUND, /* polling, sweeps */
 };
 
-/* What a refusal means, in words that hold for every service. upload.c's table of what follows is keyed by it. */
+/* What a refusal means, in words that hold for every service. upload_step.c's table of what follows is keyed by it. */
 enum fault_kind {
 	FAULT_NONE,
 	FAULT_ACCOUNT,   /* 401, after the credentials were read anew */

@@ -2,6 +2,7 @@
 #include "client/common.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 void call_forget_fault(struct call *call)
@@ -36,6 +37,17 @@ int listing_builder_take(struct listing_builder **b, int64_t asked_ms, int64_t a
 
 	*b = NULL;
 	return listing_builder_finish(given, asked_ms, as_of_wall_ms, ret);
+}
+
+int upload_set_ticket(struct upload *u, struct buf *text)
+{
+	char *line = buf_take(text);
+
+	if (!line)
+		return -ENOMEM;
+	free(u->ticket);
+	u->ticket = line;
+	return 0;
 }
 
 void limit_describe(struct limit *l, const char *span, struct buf *ret)

@@ -2011,7 +2011,6 @@ static void ticket_release(struct ticket *t)
 static int ticket_write(struct upload *u, const struct ticket *t)
 {
 	CLEANUP(buf_release) struct buf text = BUF(TICKET_BYTES_MAX);
-	char *line;
 
 	buf_add(&text, "{\"key\":");
 	json_add_quoted(&text, t->key);
@@ -2030,12 +2029,7 @@ static int ticket_write(struct upload *u, const struct ticket *t)
 		json_add_quoted(&text, t->document_id);
 	}
 	buf_add(&text, "}");
-	line = buf_take(&text);
-	if (!line)
-		return -ENOMEM;
-	free(u->ticket);
-	u->ticket = line;
-	return 0;
+	return upload_set_ticket(u, &text);
 }
 
 static bool add_header(struct ticket *t, const char *line)

@@ -89,7 +89,6 @@ struct ticket {
 static int ticket_write(struct upload *u, const struct ticket *t)
 {
 	CLEANUP(buf_release) struct buf text = BUF(1000);
-	char *line;
 
 	buf_addf(&text, "{\"nonce\":\"%s\"", t->nonce);
 	if (t->task.text[0])
@@ -103,12 +102,7 @@ static int ticket_write(struct upload *u, const struct ticket *t)
 	if (t->taken_wall_ms)
 		buf_addf(&text, ",\"taken\":%lld", (long long)t->taken_wall_ms);
 	buf_add(&text, "}");
-	line = buf_take(&text);
-	if (!line)
-		return -ENOMEM;
-	free(u->ticket);
-	u->ticket = line;
-	return 0;
+	return upload_set_ticket(u, &text);
 }
 
 static void read_ticket_id(const cJSON *body, const char *key, struct json_id *ret)

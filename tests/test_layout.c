@@ -718,7 +718,7 @@ static void a_reader_goes_on_where_he_was_in_a_later_snapshot(void **state)
 {
 	struct ground *g = *state;
 	struct entry_view room;
-	char names[400] = "";
+	CLEANUP(buf_release) struct buf names = BUF(400);
 
 	assert_int_equal(apply(g, LISTING("d1=1.pdf", "d2=2.pdf", "d3=3.pdf", "d4=4.pdf", "d5=5.pdf"), NULL), 5);
 	struct snapshot *s = folder_snapshot(g->folder, false);
@@ -728,11 +728,9 @@ static void a_reader_goes_on_where_he_was_in_a_later_snapshot(void **state)
 	/* What he has read is gone, or is elsewhere, and others came before it in the listing. */
 	assert_int_equal(apply(g, LISTING("d8=8.pdf", "d9=9.pdf", "d5=5.pdf", "d3=3.pdf", "d2=2.pdf", "d4=4.pdf"), NULL), 2);
 	s = folder_snapshot(g->folder, false);
-	for (int i = snapshot_seek(s, offset); i < s->count; i++) {
-		strcat(names, snapshot_look(&g->tree, s, g->folder, i, &room)->name);
-		strcat(names, " ");
-	}
-	assert_string_equal(names, "3.pdf 4.pdf 5.pdf 8.pdf 9.pdf ");
+	for (int i = snapshot_seek(s, offset); i < s->count; i++)
+		buf_addf(&names, "%s ", snapshot_look(&g->tree, s, g->folder, i, &room)->name);
+	assert_string_equal(buf_text(&names), "3.pdf 4.pdf 5.pdf 8.pdf 9.pdf ");
 	assert_int_equal(snapshot_seek(s, snapshot_offset(s, s->count - 1)), s->count);
 	snapshot_drop(s);
 }

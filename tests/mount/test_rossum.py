@@ -256,7 +256,8 @@ class Uploads(RossumCase):
                            body={"detail": "Maintenance until noon.", "code": "service_unavailable"})
         data = paper_bytes()
         self.assertEqual(1, self.copy("a.pdf", data).status)
-        self.assertEqual("waiting", attribute(self.path("a.pdf"), "state"))
+        # It is tried again now and then, and does not wait at that moment.
+        wait_for(lambda: attribute(self.path("a.pdf"), "state") == "waiting", 20 * SLACK, "it waits")
         self.assertIn("Maintenance until noon.", attribute(self.path("a.pdf"), "error"))
         self.sandbox.clear_faults()
         self.mount.command("retry", "--all")
